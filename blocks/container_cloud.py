@@ -1,0 +1,216 @@
+"""The container cloud as a Prefect block."""
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Self
+from urllib.parse import urlsplit
+
+import httpx
+from pydantic import (
+    ConfigDict,
+    Field,
+    HttpUrl,
+    ImportString,
+    SecretStr,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from prefect_rollout.blocks.target import TargetBlock
+from prefect_rollout.errors import ConfigurationError
+from prefect_rollout.models import first_mistake
+from prefect_rollout.platforms.container_cloud import ContainerCloudClient, PathTable
+from prefect_rollout.settings import CloudEnvironment
+
+Seconds = Annotated[float, Field(gt=0, le=3600)]
+
+
+class ContainerCloud(TargetBlock):
+    """Credentials and address of a 360 container cloud.
+
+    Attributes:
+        api_url: Address of the cloud's Open API.
+        key_id: Id of an API key.
+        secret_key: Secret of that key.
+        env: Environment that is sent with every request.
+        registry_url: Image registry, linked in reports.
+        ca_file: PEM file of certificates to trust instead of the system's.
+        connect_timeout_seconds: Seconds for a connection to be made.
+        request_timeout_seconds: Seconds for a whole exchange.
+        paths: Paths that differ from the contract's, by call.
+        signer: Import path of the class that signs requests.
+        allow_plain_http: Whether api_url may be http:// beyond this machine.
+
+    Example:
+        Load a saved block and read an app:
+        ```python
+        from prefect_rollout.blocks import ContainerCloud
+
+        cloud = ContainerCloud.load("BLOCK_NAME")
+        async with cloud.get_client() as client:
+            print(await client.app(3290))
+        ```
+    """
+
+    _block_type_name: ClassVar[str] = "Container Cloud"
+    _block_type_slug: ClassVar[str] = "container-cloud"
+    _description = "Release apps on a 360 container cloud through its Open API."
+    _logo_url = HttpUrl(
+        "https://cdn.sanity.io/images/3ugk85nk/production/"
+        "2d0b896006ad463b49c28aaac14f31e00e32cfab-250x250.png"
+    )
+    _documentation_url = HttpUrl("https://pypi.org/project/prefect-rollout/")
+
+    # A mistake in one field must not print the others, the secret among them.
+    model_config = ConfigDict(hide_input_in_errors=True)
+
+    api_url: str = Field(
+        default="https://k8s.qihoo.net",
+        title="API URL",
+        description="Address of the cloud's Open API, such as https://k8s.qihoo.net.",
+    )
+    key_id: SecretStr = Field(title="Key id", description="Id of an API key (K8S_KEY_ID).")
+    secret_key: SecretStr = Field(title="Secret key", description="Secret of that key (K8S_SECRET_KEY).")
+    env: str = Field(
+        default="prod",
+        title="Environment",
+        pattern=r"^[!-~]+$",
+        description="Environment that is sent with every request (K8S_ENV).",
+    )
+    registry_url: str | None = Field(
+        default=None,
+        title="Registry",
+        description="Image registry such as harbor.qihoo.net, linked in reports (K8S_REGISTRY_URL).",
+    )
+    ca_file: Path | None = Field(
+        default=None,
+        title="CA file",
+        description="PEM file of certificates to trust instead of the system's, on every worker.",
+    )
+    connect_timeout_seconds: Seconds = Field(
+        default=5, title="Connect time-out", description="Seconds for a connection to be made."
+    )
+    request_timeout_seconds: Seconds = Field(
+        default=30,
+        title="Request time-out",
+        description="Seconds for a whole exchange, from the request to the answer's last byte.",
+    )
+    paths: dict[str, str] = Field(
+        default_factory=dict,
+        title="Paths",
+        description='Paths that differ from the contract\'s, by call: {"app": "/v2/apps/{app_id}"}.',
+    )
+    signer: str = Field(
+        default="prefect_rollout.platforms.signing:StarkHmacSigner",
+        title="Signer",
+        description="Import path of the class that signs requests, as package.module:Class.",
+    )
+    allow_plain_http: bool = Field(
+        default=False,
+        title="Allow plain HTTP",
+        description="Whether api_url may be http:// on another machine, where others can read along.",
+    )
+
+    @field_validator("key_id", "secret_key")
+    @classmethod
+    def _given(cls, value: SecretStr, info: Any) -> SecretStr:
+        secret = value.get_secret_value()
+        if not secret.strip():
+            raise ValueError("must not be empty")
+        if info.field_name == "key_id" and not (secret.isascii() and secret.isprintable()):
+            raise ValueError("must be printable ASCII, as it stands in a header")
+        return value
+
+    @field_validator("paths")
+    @classmethod
+    def _known_paths(cls, value: dict[str, str]) -> dict[str, str]:
+        try:
+            PathTable.model_validate(value)
+        except ValidationError as error:
+            raise ValueError(f"{first_mistake(error)}; calls: {', '.join(PathTable.model_fields)}") from None
+        return value
+
+    @model_validator(mode="after")
+    def _address(self) -> Self:
+        try:
+            url = urlsplit(self.api_url)
+            host, _ = url.hostname, url.port
+        except ValueError:
+            host, url = None, urlsplit("")
+        if url.scheme not in {"http", "https"} or not host or url.query or url.fragment:
+            raise ValueError("api_url: must be https://host, with a port and a path if need be")
+        if url.username is not None or url.password is not None:
+            raise ValueError("api_url: must hold no user name and no password")
+        if url.scheme == "http" and not self.allow_plain_http and not _loopback(host):
+            raise ValueError(
+                "api_url: plain http:// would let others read along; "
+                "use https://, or set allow_plain_http if you must"
+            )
+        return self
+
+    @classmethod
+    def from_environment(cls) -> Self | None:
+        """The block that `K8S_KEY_ID`, `K8S_SECRET_KEY` and the rest of the article's variables make.
+
+        Raises:
+            ConfigurationError: only one half of the key is set, or a variable cannot be used.
+        """
+        environment = CloudEnvironment()
+        fields = {"api_url", "key_id", "secret_key", "env", "registry_url"}
+        given = environment.model_dump(include=fields, exclude_none=True)
+        if not {"key_id", "secret_key"} & given.keys():
+            return None
+        try:
+            return cls(**given)
+        except ValidationError as error:
+            mistake = first_mistake(error)
+            raise ConfigurationError(
+                f"the environment's K8S_ variables make no block: {mistake}",
+                advice="Set K8S_KEY_ID and K8S_SECRET_KEY, and K8S_API_URL where it is not the default.",
+            ) from None
+
+    def get_client(self, *_: Any, **__: Any) -> ContainerCloudClient:
+        """A client with a pool of connections of its own; close it, or use it in `async with`.
+
+        Raises:
+            ConfigurationError: the signer or the CA file cannot be loaded.
+        """
+        try:
+            factory = TypeAdapter(ImportString[Any]).validate_python(self.signer)
+            signer = factory(
+                key_id=self.key_id.get_secret_value(),
+                secret_key=self.secret_key.get_secret_value(),
+                env=self.env,
+            )
+        except (ValidationError, TypeError) as error:
+            raise ConfigurationError(
+                f"signer: {self.signer!r} cannot be imported and called with key_id, secret_key and env",
+                advice="Name a class as package.module:Class that is installed where releases run.",
+                field="signer",
+            ) from error
+        if not isinstance(signer, httpx.Auth):
+            raise ConfigurationError(
+                f"signer: {self.signer!r} does not make an httpx.Auth",
+                advice="Derive the signer from httpx.Auth.",
+                field="signer",
+            )
+        return ContainerCloudClient(
+            self.api_url,
+            signer=signer,
+            paths=PathTable.model_validate(self.paths),
+            ca_file=self.ca_file,
+            registry_url=self.registry_url,
+            connect_timeout_seconds=self.connect_timeout_seconds,
+            request_timeout_seconds=self.request_timeout_seconds,
+        )
+
+
+def _loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,285 @@
+"""The command line: demo, simulate, configure, deploy.
+
+Exit codes: 0 released, 1 failed, 2 wrong use or configuration, 3 timed out. Prefect is imported
+inside the commands that need it, so that `--help` answers at once.
+"""
+
+import asyncio
+import json
+import os
+import shlex
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+from rich.prompt import Prompt
+
+from prefect_rollout import embedded
+from prefect_rollout.errors import ConfigurationError, InputError, ReleaseTimedOutError, RolloutError
+from prefect_rollout.live import LiveSteps
+from prefect_rollout.models import Outcome, ReleaseRequest, ReleaseResult
+from prefect_rollout.text import one_line
+
+EXIT_CODES = {Outcome.RELEASED: 0, Outcome.FAILED: 1, Outcome.TIMED_OUT: 3}
+WRONG_USE = 2
+
+err = Console(stderr=True, highlight=False)
+
+app = App(
+    name="prefect-rollout",
+    help="Releases applications on a container cloud as Prefect flows.",
+    version=version("prefect-rollout"),
+    help_format="plaintext",
+)
+
+
+@app.command
+def demo() -> int:
+    """Release the article's app on a simulated cloud, in a Prefect home of its own."""
+    embedded.isolate(embedded.DEMO_HOME)
+    from prefect_rollout.simulator import Scenario, SimulatorServer
+
+    scenario = Scenario()
+    with SimulatorServer(scenario) as cloud:
+        for name in [name for name in os.environ if name.startswith("K8S_")]:
+            del os.environ[name]
+        os.environ["K8S_API_URL"] = cloud.url
+        os.environ["K8S_KEY_ID"] = scenario.key_id
+        os.environ["K8S_SECRET_KEY"] = scenario.secret_key
+        err.print(f"A simulated container cloud answers on {cloud.url}.")
+        err.print("Releasing the deployment qapm-home of app 3290 with Prefect's embedded API.")
+        request = ReleaseRequest.of(app_id=3290, deployment="qapm-home", reason="demo")
+        code = _release(request)
+    home = shlex.quote(str(embedded.DEMO_HOME))
+    err.print("\n[bold]Try next[/bold]")
+    err.print("  in one shell, a cloud that keeps running:  prefect-rollout simulate")
+    err.print("  in another, after the exports it prints:   prefect-rollout deploy --deployment bad-image")
+    err.print(f"  this release in the Prefect UI:            PREFECT_HOME={home} prefect server start")
+    return code
+
+
+@app.command
+def simulate(
+    *,
+    host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, Parameter(help="Port to listen on.")] = 8360,
+    scenario: Annotated[
+        Path | None, Parameter(help="YAML or JSON file of apps, behaviours and faults.")
+    ] = None,
+    speed: Annotated[float, Parameter(help="Simulated seconds that pass in one second.")] = 1,
+) -> int:
+    """Run a simulated container cloud until Ctrl-C."""
+    from prefect_rollout.simulator import Scenario, load_scenario, run
+
+    run(host, port, load_scenario(scenario) if scenario else Scenario(), speed)
+    return 0
+
+
+@app.command
+def configure(
+    *,
+    name: Annotated[str, Parameter(help="Name of the block: container-cloud/NAME.")] = "default",
+    app_id: Annotated[
+        str | None, Parameter(env_var="K8S_APP_ID", help="An app that the key may read, to try the block.")
+    ] = None,
+) -> int:
+    """Save a container-cloud block from K8S_… variables or from prompts, and try it with one read."""
+    embedded.prepare()
+    from prefect_rollout.settings import CloudEnvironment
+
+    environment = CloudEnvironment()
+    if not environment.api_url:
+        os.environ["K8S_API_URL"] = _ask("K8S_API_URL", "Address of the cloud", "https://k8s.qihoo.net")
+    if not environment.key_id:
+        os.environ["K8S_KEY_ID"] = _ask("K8S_KEY_ID", "Key id")
+    if not environment.secret_key:
+        os.environ["K8S_SECRET_KEY"] = _ask("K8S_SECRET_KEY", "Secret key (not shown)", secret=True)
+    app_id = app_id or _ask("K8S_APP_ID", "App id to try it with")
+    try:
+        asyncio.run(_configure(name, app_id))
+    except RolloutError as error:
+        _complain(error)
+        return WRONG_USE if isinstance(error, ConfigurationError | InputError) else 1
+    return 0
+
+
+async def _configure(name: str, app_id: str) -> None:
+    from prefect_rollout.blocks import ContainerCloud
+
+    block = ContainerCloud.from_environment()
+    if block is None:
+        raise ConfigurationError("neither K8S_KEY_ID nor K8S_SECRET_KEY is set")
+    try:
+        await block.asave(name, overwrite=True)
+    except ValueError as error:
+        raise InputError(f"name: {one_line(error)}", field="name") from error
+    err.print(f"Saved the block container-cloud/{name} in {embedded.api_in_use()}.")
+    async with block.get_client() as client:
+        found = await client.app(app_id)
+    err.print(f"It works: app {one_line(found.id, 80)} is {one_line(found.name, 120)}.", markup=False)
+
+
+@app.command
+def deploy(
+    *,
+    app_id: Annotated[str, Parameter(env_var="K8S_APP_ID", help="Id of the app.")],
+    deployment: Annotated[str, Parameter(env_var="K8S_DEPLOY_NAME", help="Exact name of the deployment.")],
+    template_id: Annotated[
+        str | None,
+        Parameter(env_var="K8S_TEMPLATE_ID", help="Template to release from; the newest if not given."),
+    ] = None,
+    target: Annotated[
+        str, Parameter(help="Block with the credentials: type-slug/name.")
+    ] = "container-cloud/default",
+    cluster: Annotated[
+        list[str] | None, Parameter(help="Release only this cluster; may be repeated.", negative="")
+    ] = None,
+    image: Annotated[
+        list[str] | None,
+        Parameter(help="container=image, in place of the template's; may be repeated.", negative=""),
+    ] = None,
+    reason: Annotated[str, Parameter(help="Why; kept in the template's description.")] = "",
+    poll_seconds: Annotated[float, Parameter(help="Seconds between looks at the pods.")] = 5,
+    poll_attempts: Annotated[int, Parameter(help="Looks before the release counts as timed out.")] = 20,
+    as_json: Annotated[
+        bool,
+        Parameter(name="--json", help="Print the result as one JSON object, and nothing else.", negative=""),
+    ] = False,
+) -> int:
+    """Release a deployment in this process, against the Prefect API that is configured or an embedded one."""
+    embedded.prepare()
+    with _stdout_for_json(as_json) as stdout:
+        try:
+            request = ReleaseRequest.of(
+                app_id=app_id,
+                deployment=deployment,
+                template_id=template_id,
+                target=target,
+                clusters=cluster,
+                images=_images(image),
+                reason=reason,
+                poll_seconds=poll_seconds,
+                poll_attempts=poll_attempts,
+            )
+        except InputError as error:
+            return _end(None, error, stdout)
+        return _release(request, stdout)
+
+
+def _images(given: list[str] | None) -> dict[str, str] | None:
+    images = {}
+    for pair in given or []:
+        container, _, image = pair.partition("=")
+        if not container or not image:
+            raise InputError(f"image: {one_line(pair, 120)!r} is not container=image", field="image")
+        if container in images:
+            raise InputError(f"image: container {one_line(container, 80)!r} is given twice", field="image")
+        images[container] = image
+    return images or None
+
+
+def _release(request: ReleaseRequest, stdout: TextIO | None = None) -> int:
+    """Runs the flow in this process, shows its steps, says how it ended, returns the exit code."""
+    err.print(f"Prefect API: {embedded.api_in_use()}", markup=False, soft_wrap=True)
+    result: ReleaseResult | None = None
+    error: RolloutError | None = None
+    try:
+        with LiveSteps(err).showing():
+            result = asyncio.run(_run_flow(request))
+    except RolloutError as failure:
+        result, error = failure.result, failure
+    return _end(result, error, stdout)
+
+
+async def _run_flow(request: ReleaseRequest) -> ReleaseResult:
+    from prefect_rollout.flows import deploy_latest_image
+
+    state = await deploy_latest_image(**request.model_dump(), return_state=True)
+    await embedded.settle(state.state_details.flow_run_id)
+    return await state.aresult()
+
+
+def _end(result: ReleaseResult | None, error: RolloutError | None, stdout: TextIO | None) -> int:
+    """Says how a release ended, to a person and, where `stdout` is given, as JSON; the exit code."""
+    outcome = result.outcome if result else Outcome.FAILED
+    if error:
+        _complain(error)
+    elif result:
+        ready = ", ".join(f"{c.cluster} {c.ready}/{c.replicas}" for c in result.clusters)
+        err.print(
+            f"Released: {result.deployment} runs template {result.template_id} "
+            f"({one_line(', '.join(result.images.values()))}) in {one_line(ready)}.",
+            style="green",
+            markup=False,
+            soft_wrap=True,
+        )
+    if stdout:
+        document: dict[str, Any] = result.model_dump(mode="json") if result else {"outcome": outcome.value}
+        if error:
+            document["error"] = error.to_dict()
+        json.dump(document, stdout, ensure_ascii=False, default=str)
+        stdout.write("\n")
+    if isinstance(error, InputError | ConfigurationError):
+        return WRONG_USE
+    return EXIT_CODES[outcome]
+
+
+def _complain(error: RolloutError) -> None:
+    kind = "Timed out" if isinstance(error, ReleaseTimedOutError) else "Failed"
+    err.print(f"{kind}: {error}", style="red", markup=False, soft_wrap=True)
+
+
+def _ask(variable: str, question: str, default: str = "", *, secret: bool = False) -> str:
+    """What the user answers; without a terminal to ask on, an error that names the variable."""
+    if not sys.stdin.isatty():
+        if default:
+            return default
+        raise ConfigurationError(
+            f"{variable} is not set, and there is no terminal to ask on",
+            advice=f"Set {variable}, or run `prefect-rollout configure` in a terminal.",
+            field=variable,
+        )
+    question += f" [{default}]" if default else ""
+    while True:
+        answer = Prompt.ask(question, console=err, password=secret) or default
+        if answer:
+            return answer
+
+
+@contextmanager
+def _stdout_for_json(wanted: bool) -> Iterator[TextIO | None]:
+    """Standard output for the one JSON object alone: whatever else writes there goes to stderr."""
+    if not wanted:
+        yield None
+        return
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout:
+        os.dup2(2, 1)
+        try:
+            yield stdout
+        finally:
+            sys.stdout.flush()
+            os.dup2(stdout.fileno(), 1)
+
+
+def main() -> None:
+    """The console script."""
+    # SIGTERM ends the embedded API with the command, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = app(exit_on_error=False, error_console=err, result_action="return_value")
+    except CycloptsError:
+        code = WRONG_USE  # cyclopts has said what is wrong
+    except RolloutError as error:
+        _complain(error)
+        code = WRONG_USE
+    except KeyboardInterrupt:
+        err.print("\nInterrupted.")
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,76 @@
+"""Prefect's embedded API: its settings, a home of its own for the demo, and a clean end.
+
+Call `prepare` or `isolate` before Prefect is imported: it reads its settings from the environment then.
+"""
+
+import asyncio
+import os
+import time
+from pathlib import Path
+from uuid import UUID
+
+# Defaults for a run from the command line; whoever sets a variable keeps it.
+_DEFAULTS = {
+    "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
+    # A first start migrates a new database and takes longer than Prefect's 20 s on a small machine.
+    "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
+    # With the default of 1 every flow run waits seconds behind the records of its task runs.
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.2",
+    # The steps are shown by the command itself; the flow run's log holds the rest.
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_CLI_PROMPT": "false",
+}
+
+DEMO_HOME = Path.home() / ".prefect-rollout" / "demo"
+
+
+def prepare() -> None:
+    """Sets defaults for whichever Prefect API is configured, and for the embedded one otherwise."""
+    for name, value in _DEFAULTS.items():
+        os.environ.setdefault(name, value)
+
+
+def isolate(home: Path) -> None:
+    """Gives this process a Prefect home of its own, so that the user's profile and database stay."""
+    home.mkdir(parents=True, exist_ok=True)
+    for name in [name for name in os.environ if name.startswith("PREFECT_")]:
+        if not name.startswith("PREFECT_ROLLOUT_"):
+            del os.environ[name]
+    os.environ["PREFECT_HOME"] = str(home)
+    # Prefect also reads prefect.toml, pyproject.toml and .env of the working directory.
+    os.chdir(home)
+    prepare()
+
+
+def api_in_use() -> str:
+    """Which Prefect API the process speaks to, for a person to read."""
+    from prefect.settings import PREFECT_API_URL, PREFECT_HOME
+
+    return PREFECT_API_URL.value() or f"Prefect's embedded API in {PREFECT_HOME.value()}"
+
+
+async def settle(flow_run_id: UUID | None, seconds: float = 10) -> None:
+    """Waits, `seconds` at the most, until the embedded API has recorded how the task runs ended.
+
+    Task runs are recorded behind the flow's back; an embedded server that stops with this process
+    before that would show them running for ever.
+    """
+    from prefect import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+    from prefect.events.worker import EventsWorker
+    from prefect.settings import PREFECT_API_URL
+
+    if PREFECT_API_URL.value() or flow_run_id is None:
+        return
+    until = time.monotonic() + seconds
+    await asyncio.to_thread(EventsWorker.drain_all, timeout=seconds)
+    async with get_client() as client:
+        while time.monotonic() < until:
+            runs = await client.read_task_runs(
+                flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+            )
+            if runs and all(run.state is not None and run.state.is_final() for run in runs):
+                return
+            await asyncio.sleep(0.1)

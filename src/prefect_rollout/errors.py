@@ -1,0 +1,286 @@
+"""What can go wrong, as one tree.
+
+RolloutError
+├── InputError                  a value that the caller gave cannot be used; nothing was asked
+├── ConfigurationError          a block, environment variable or file is missing or unusable
+├── NotFoundError               the platform does not have what was named
+│   ├── AppNotFoundError
+│   ├── DeploymentNotFoundError
+│   ├── TemplateNotFoundError   the template id that was asked for is unknown
+│   ├── NoTemplateError         the deployment has no template at all
+│   ├── ClusterNotFoundError
+│   └── ContainerNotFoundError
+├── MetaDataError               the deployment's metaData cannot be read or lacks what a release needs
+├── TemplateError               the template cannot be released
+│   ├── ForeignTemplateError    it belongs to another deployment
+│   └── UnreadableTemplateError it is not an apps/v1 Deployment
+├── UpgradeError                the upgrade did not leave exactly one new template
+├── PlatformError               the platform did not do what it was asked
+│   ├── AuthenticationError     401
+│   ├── AccessDeniedError       403
+│   │   └── QuotaExceededError  403, sub-code 403001
+│   ├── RejectedError           400 and other refusals that a repeat does not change
+│   ├── ConflictError           409
+│   ├── OverloadedError         429 and 503, perhaps with a time to wait
+│   ├── ServerFaultError        500, 502, 504: a write may have taken effect
+│   ├── UnreachableError        no answer: refused, reset, timed out: a write may have taken effect
+│   └── UnusableAnswerError     an answer that is not what the contract says
+└── ReleaseError                the release was started and did not end well
+    ├── ReleaseFailedError      the platform or a pod says that it cannot succeed
+    └── ReleaseTimedOutError    the pods were not all ready within the polls allowed
+
+Every error carries `step` (the step of the release), `problem`, `advice` (what the user can do next),
+`retryable` (whether the same call may succeed later), `retry_after` (seconds) and `data` (status,
+code, request_id, cluster, template_id and the like, where known).
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from prefect_rollout.text import one_line
+
+if TYPE_CHECKING:
+    from prefect_rollout.models import ReleaseResult
+    from prefect_rollout.verdict import Verdict
+
+# What stands in the sentence itself; the rest of `data` is for programs.
+_SHOWN = {"status": "status", "code": "code", "request_id": "request id"}
+
+
+class RolloutError(Exception):
+    """The root of the tree.
+
+    Args:
+        problem: what was wrong, as a clause without a final period.
+        advice: what the user can do, as a sentence; defaults to the class's own.
+        retryable: whether the same call may succeed later; defaults to the class's own.
+        retry_after: seconds that the platform asked to wait, if it did.
+        data: what is known of the circumstances; `None` values are dropped.
+    """
+
+    advice: str = "Read the flow run's log for the circumstances."
+    retryable: bool = False
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        advice: str | None = None,
+        retryable: bool | None = None,
+        retry_after: float | None = None,
+        **data: Any,
+    ) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.step: str | None = None
+        if advice is not None:
+            self.advice = advice
+        if retryable is not None:
+            self.retryable = retryable
+        self.retry_after = retry_after
+        self.data = {name: value for name, value in data.items() if value is not None}
+        self.result: ReleaseResult | None = None
+
+    def __str__(self) -> str:
+        """`step: problem (status …, request id …). Advice.`, on one line."""
+        where = f"{self.step}: " if self.step else ""
+        known = [
+            f"{label} {one_line(self.data[name], 80)}" for name, label in _SHOWN.items() if name in self.data
+        ]
+        circumstances = f" ({', '.join(known)})" if known else ""
+        return f"{where}{self.problem}{circumstances}. {self.advice}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """The error for programs: `type`, `step`, `message`, `retryable`, `advice` and the data."""
+        return {
+            **self.data,
+            "type": type(self).__name__,
+            "step": self.step,
+            "message": self.problem,
+            "retryable": self.retryable,
+            "advice": self.advice,
+        }
+
+
+class InputError(RolloutError):
+    """A value that the caller gave cannot be used. Raised before anything is asked or written."""
+
+    advice = "Correct the value and start again; nothing was written."
+
+
+class ConfigurationError(RolloutError):
+    """A block, an environment variable or a file is missing or unusable."""
+
+    advice = "Run `prefect-rollout configure`, or correct the block in the Prefect UI."
+
+
+class NotFoundError(RolloutError):
+    """The platform does not have what was named.
+
+    Args:
+        kind: the noun, such as `deployment`.
+        name: what was asked for.
+        known: names that exist, nearest first; the advice lists them.
+        data: further data; see `RolloutError`.
+    """
+
+    kind: ClassVar[str] = "object"
+
+    @classmethod
+    def named(cls, name: object, known: Sequence[str] = (), where: str = "", **data: Any) -> "NotFoundError":
+        """The error for `name`, which `where` (such as `in app 3290`) does not have."""
+        shown = [one_line(other, 80) for other in known]
+        advice = f"There {'is' if len(shown) == 1 else 'are'}: {', '.join(shown)}." if shown else None
+        problem = f"there is no {cls.kind} {one_line(name, 120)!r}{where and ' ' + where}"
+        return cls(problem, advice=advice, known=shown or None, **data)
+
+
+class AppNotFoundError(NotFoundError):
+    """The platform has no app with that id."""
+
+    kind = "app"
+    advice = "Look up the app's id in the cloud's console; the key must belong to its project."
+
+
+class DeploymentNotFoundError(NotFoundError):
+    """The app has no deployment with exactly that name."""
+
+    kind = "deployment"
+    advice = "Look up the deployment's name in the cloud's console."
+
+
+class TemplateNotFoundError(NotFoundError):
+    """The deployment has no template with that id."""
+
+    kind = "template"
+    advice = "Leave the template id empty to release the newest template."
+
+
+class NoTemplateError(NotFoundError):
+    """The deployment has no template at all."""
+
+    kind = "template"
+    advice = "Create the deployment's first template in the cloud's console."
+
+
+class ClusterNotFoundError(NotFoundError):
+    """The deployment's metaData does not have that cluster."""
+
+    kind = "cluster"
+    advice = "Add the cluster to the deployment in the cloud's console first."
+
+
+class ContainerNotFoundError(NotFoundError):
+    """The template has no container of that name, or none at all."""
+
+    kind = "container"
+    advice = "Name a container that the template has."
+
+
+class MetaDataError(RolloutError):
+    """The deployment's metaData cannot be read, or lacks what a release needs."""
+
+    advice = "Complete the deployment's clusters and replicas in the cloud's console; nothing was written."
+
+
+class TemplateError(RolloutError):
+    """The template cannot be released."""
+
+    advice = "Choose another template; nothing was written."
+
+
+class ForeignTemplateError(TemplateError):
+    """The template belongs to another deployment."""
+
+
+class UnreadableTemplateError(TemplateError):
+    """The template's text is not an apps/v1 Deployment."""
+
+
+class UpgradeError(RolloutError):
+    """The upgrade did not leave exactly one new template to publish."""
+
+    advice = "Nothing was published. Look at the deployment's templates in the cloud's console."
+
+
+class PlatformError(RolloutError):
+    """The platform did not do what it was asked. `data` has `status`, `code` and `request_id`."""
+
+    advice = "Give the request id to the cloud's operators."
+
+
+class AuthenticationError(PlatformError):
+    """401: the platform does not accept the key, the signature, the clock or the nonce."""
+
+    advice = "Check the block's key id and secret key with `prefect-rollout configure`."
+
+
+class AccessDeniedError(PlatformError):
+    """403: the key may not do this, or the cluster is not allowed for the app."""
+
+    advice = "Ask the app's administrators for a key with the right to release it there."
+
+
+class QuotaExceededError(AccessDeniedError):
+    """403, sub-code 403001: the namespace's quota does not suffice."""
+
+    advice = "Free or raise the namespace's quota, then retry the run."
+
+
+class RejectedError(PlatformError):
+    """The platform refuses the request, and a repeat would change nothing."""
+
+    advice = "Correct what the message names, then start again."
+
+
+class ConflictError(PlatformError):
+    """409: another publish is running (409001, retryable), or an idempotency key was used before."""
+
+    advice = "Wait for the other publish to end, then retry the run."
+
+
+class OverloadedError(PlatformError):
+    """429 or 503: the platform is overloaded; `retry_after` holds the seconds it asked for."""
+
+    retryable = True
+    advice = "Retry the run when the cloud has recovered."
+
+
+class ServerFaultError(PlatformError):
+    """500, 502, 504: the platform failed; a write may have taken effect."""
+
+    retryable = True
+    advice = "Retry the run when the cloud has recovered; it looks at what took effect before it writes."
+
+
+class UnreachableError(PlatformError):
+    """No answer: refused, reset or timed out; a write may have taken effect."""
+
+    retryable = True
+    advice = "Check the network and the block's api_url, then retry the run; it looks before it writes."
+
+
+class UnusableAnswerError(PlatformError):
+    """The platform answered something else than its contract says."""
+
+    advice = "Check that the block's api_url is the cloud's Open API and not a login page or a proxy."
+
+
+class ReleaseError(RolloutError):
+    """The release was started and did not end well. `verdict` is the last look at its clusters."""
+
+    verdict: "Verdict | None" = None
+    advice = "Look at the named pods in the cloud's console."
+
+
+class ReleaseFailedError(ReleaseError):
+    """The platform or a pod says that the release cannot succeed."""
+
+
+class ReleaseTimedOutError(ReleaseError):
+    """The new pods were not all ready within the polls allowed."""
+
+    advice = (
+        "Look at the named pods' events in the cloud's console; if they only need longer, "
+        "start again with more polls."
+    )

@@ -1,0 +1,422 @@
+"""The vocabulary of a release: what the platforms answer, what a release asks for, how it ended.
+
+Payload models mirror the container cloud's JSON (camelCase on the wire, snake_case here) and keep
+keys that they do not know. `metaData` and `template` arrive as JSON *strings*; `Deployment.parsed`
+and `Template.workload` read them. Sources: the article's steps 1 to 7, the Open API contract.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from annotated_types import Ge
+from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
+from pydantic.alias_generators import to_camel
+from pydantic_core import from_json
+
+from prefect_rollout.errors import InputError, MetaDataError, UnreadableTemplateError
+from prefect_rollout.text import one_line
+
+Id = Annotated[int, Strict()] | Annotated[str, Strict()]
+"""An id as the platform writes it. Ids are compared as text: `same_id`."""
+
+Count = Annotated[int, Strict(), Ge(0)]
+"""A number of pods. JSON `true` or `"1"` is not one."""
+
+
+def same_id(one: object, other: object) -> bool:
+    """Whether two ids are the same written as text (article, step 3: `String(tpl.id) === template_id`)."""
+    return str(one) == str(other)
+
+
+def newest_first(identifier: Id) -> tuple[int, int, str]:
+    """A key that sorts ids, newest last: numbers by value, other text after them by its letters."""
+    text = str(identifier)
+    return (0, int(text), "") if text.isascii() and text.isdigit() else (1, 0, text)
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first mistake of a pydantic error as `field: what is wrong`, without the value."""
+    mistake = error.errors(include_url=False, include_input=False, include_context=False)[0]
+    field = ".".join(str(part) for part in mistake["loc"])
+    return one_line(f"{field}: {mistake['msg']}" if field else mistake["msg"])
+
+
+class Payload(BaseModel):
+    """A JSON object of the platform. Unknown keys are kept and dumped again."""
+
+    model_config = ConfigDict(extra="allow", alias_generator=to_camel, populate_by_name=True)
+
+
+class App(Payload):
+    """An app (article, step 1)."""
+
+    id: Id
+    name: str
+    namespace: str | None = None
+    kube_namespace: str | None = None
+
+
+class LogTopic(Payload):
+    """Where a cluster's logs go."""
+
+    name: str | None = None
+    host: str | None = None
+
+
+class ClusterMeta(Payload):
+    """One cluster of a deployment's metaData; `replica` is its number of replicas."""
+
+    name: str | None = None
+    replica: Count | None = None
+    log_topic: LogTopic | None = None
+    host_group: str | None = None
+
+
+class Idc(Payload):
+    """A data centre area and the clusters in it."""
+
+    area: str | None = None
+    idc_names: list[str] | None = None
+    clusters: list[str] | None = None
+    vpc: dict[str, Any] | None = None
+
+
+class RollingUpdate(Payload):
+    """Bounds of a rolling update: pods, or a percentage as text such as `25%`."""
+
+    max_unavailable: int | str | None = None
+    max_surge: int | str | None = None
+
+
+class Strategy(Payload):
+    """How old pods give way to new ones."""
+
+    type: str | None = None
+    rolling_update: RollingUpdate | None = None
+
+
+class MetaData(Payload):
+    """A deployment's metaData (article, step 2)."""
+
+    strategy: Strategy | None = None
+    in_place: bool = False
+    replicas: dict[str, Count | None] | None = None
+    log_topic: dict[str, LogTopic] | None = None
+    new_meta: bool | None = None
+    clusters: dict[str, ClusterMeta | None] | None = None
+    idcs: list[Idc] | None = None
+    network_type: str | None = None
+
+    @classmethod
+    def parse(cls, text: str | None) -> Self:
+        """The metaData in `text`.
+
+        Raises:
+            MetaDataError: it is empty, not JSON, nested too deep, or of another shape.
+        """
+        if not (text or "").strip():
+            raise MetaDataError("the deployment's metaData is empty")
+        try:
+            return cls.model_validate(from_json(text or ""))
+        except ValidationError as error:
+            raise MetaDataError(
+                f"the deployment's metaData has another shape: {first_mistake(error)}"
+            ) from error
+        except ValueError as error:
+            raise MetaDataError(
+                f"the deployment's metaData is not readable JSON: {one_line(error, 120)}"
+            ) from error
+
+    def wanted_replicas(self, cluster: str) -> int | None:
+        """Replicas for `cluster`: `clusters[c].replica`, else Wayne's older `replicas[c]`, else `None`.
+
+        Where both stand and differ, the first is right (contract, below the status object). `None`
+        means unknown and is never to be read as zero.
+        """
+        meta = (self.clusters or {}).get(cluster)
+        if meta is not None and meta.replica is not None:
+            return meta.replica
+        return (self.replicas or {}).get(cluster)
+
+
+class Deployment(Payload):
+    """A deployment of an app; `meta_data` is a JSON string."""
+
+    id: Id
+    name: str
+    meta_data: str | None = None
+    app_id: Id | None = None
+
+
+class Container(Payload):
+    """A container of a pod template."""
+
+    name: str | None = None
+    image: str | None = None
+
+
+class PodSpec(Payload):
+    """The part of a pod template that names the containers."""
+
+    containers: list[Container | None] = []
+
+
+class PodTemplate(Payload):
+    """What the pods of a template are made from."""
+
+    spec: PodSpec
+
+
+class WorkloadSpec(Payload):
+    """The spec of a workload."""
+
+    template: PodTemplate
+
+
+class Workload(Payload):
+    """An apps/v1 Deployment as a template holds it (article, step 3)."""
+
+    kind: str
+    api_version: str | None = None
+    spec: WorkloadSpec
+
+    @property
+    def images(self) -> dict[str, str]:
+        """`{container: image}` of the containers that have both (article, step 4)."""
+        return {
+            container.name: container.image
+            for container in self.spec.template.spec.containers
+            if container and container.name and container.image
+        }
+
+
+class Template(Payload):
+    """A stored version of a deployment; `template` is a JSON string of an apps/v1 Deployment."""
+
+    id: Id
+    name: str | None = None
+    template: str | None = None
+    deployment_id: Id | None = None
+    description: str | None = None
+    create_time: str | None = None
+    user: str | None = None
+
+    @property
+    def workload(self) -> Workload:
+        """The Deployment in `template`.
+
+        Raises:
+            UnreadableTemplateError: it is empty, not JSON, or not a Deployment.
+        """
+        try:
+            workload = Workload.model_validate(from_json(self.template or ""))
+        except ValidationError as error:
+            raise UnreadableTemplateError(
+                f"template {one_line(self.id, 80)} is not a Deployment: {first_mistake(error)}",
+                template_id=self.id,
+            ) from error
+        except ValueError as error:
+            raise UnreadableTemplateError(
+                f"template {one_line(self.id, 80)} is not readable JSON: {one_line(error, 120)}",
+                template_id=self.id,
+            ) from error
+        if workload.kind != "Deployment":
+            raise UnreadableTemplateError(
+                f"template {one_line(self.id, 80)} is a {one_line(workload.kind, 80)!r}, not a Deployment",
+                template_id=self.id,
+            )
+        return workload
+
+
+class ContainerStatus(Payload):
+    """How often a container was restarted."""
+
+    name: str | None = None
+    restart_count: int | None = None
+
+
+class Pod(Payload):
+    """A pod. `state` is `Running` only when it is also ready; a word that nobody knows is not ready."""
+
+    name: str
+    state: str | None = None
+    namespace: str | None = None
+    pod_ip: str | None = None
+    node_name: str | None = None
+    start_time: str | None = None
+    container_status: list[ContainerStatus] | None = None
+    template_id: Id | None = None
+
+
+class PodCount(Payload):
+    """The platform's own count of a deployment's pods in a cluster."""
+
+    current: int | None = None
+    desired: int | None = None
+    warnings: list[Any] | None = None
+
+
+class DeploymentState(Payload):
+    """The deployment as a cluster sees it."""
+
+    name: str | None = None
+    namespace: str | None = None
+    pod_state: PodCount | None = None
+
+
+class ClusterStatus(Payload):
+    """A deployment's state in one cluster. Only `pods[].name` and `pods[].state` are certain."""
+
+    cluster: str | None = None
+    pods: list[Pod] | None = None
+    deployment: DeploymentState | None = None
+    healthz: bool | None = None
+    template_id: Id | None = None
+    generation: int | None = None
+    observed_generation: int | None = None
+    updated_replicas: int | None = None
+
+
+class OnlineTemplate(Payload):
+    """Which template is online in a cluster (`/publishstatus`)."""
+
+    template_id: Id
+    cluster: str
+    id: Id | None = None
+    resource_id: Id | None = None
+
+
+class Publication(Payload):
+    """One entry of the publish history. `status` 1 means that the write was accepted, no more."""
+
+    template_id: Id
+    cluster: str
+    id: Id | None = None
+    resource_id: Id | None = None
+    status: int | None = None
+    message: str | None = None
+    user: str | None = None
+    create_time: str | None = None
+
+
+# ---- what a release asks for, and how it ended ------------------------------------------------
+
+
+class ReleaseRequest(BaseModel):
+    """What one release asks for. `ReleaseRequest.of` checks it before anything is asked or written."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    app_id: Id
+    deployment: str = Field(min_length=1, max_length=253)
+    template_id: Id | None = None
+    target: str = Field(default="container-cloud/default", pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")
+    clusters: list[Annotated[str, Field(min_length=1, max_length=253)]] | None = None
+    images: dict[str, Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^\S+$")]] | None = None
+    reason: Annotated[str, Field(max_length=1000)] = ""
+    poll_seconds: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 5
+    poll_attempts: Annotated[int, Field(ge=1, le=100_000)] = 20
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """The request made of `values`.
+
+        Raises:
+            InputError: naming the field and what it allows.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError(first_mistake(error), field=str(error.errors()[0]["loc"][0])) from None
+
+    @field_validator("app_id", "deployment", "template_id")
+    @classmethod
+    def _usable_id(cls, value: int | str | None) -> int | str | None:
+        if value is None or value == "":
+            return value
+        return usable_id(value)
+
+    @field_validator("app_id")
+    @classmethod
+    def _app_given(cls, value: int | str) -> int | str:
+        if value == "":
+            raise ValueError("an app id is needed, such as 3290")
+        return value
+
+    @field_validator("clusters")
+    @classmethod
+    def _clusters_once(cls, value: list[str] | None) -> list[str] | None:
+        for cluster in value or []:
+            usable_id(cluster)
+            if "," in cluster:
+                raise ValueError("a cluster's name holds no comma; give several clusters as a list")
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError("a cluster is named twice")
+        return value or None
+
+
+def usable_id(value: int | str) -> int | str:
+    """`value`, if it can stand in a path of the platform's API once percent-encoded.
+
+    Raises:
+        ValueError: it is negative, longer than 253 characters, has control characters, or is `.` or
+            `..`, which proxies take for a step in the path even when they are encoded.
+    """
+    text = str(value)
+    if isinstance(value, int) and value < 0:
+        raise ValueError("an id is a whole number from 0 up, or text")
+    if not text or len(text) > 253:
+        raise ValueError("an id has 1 to 253 characters")
+    if text in {".", ".."} or not text.isprintable() or text != text.strip():
+        raise ValueError("an id is printable text without outer blanks, and neither '.' nor '..'")
+    return value
+
+
+class Outcome(StrEnum):
+    """The three endings of a release."""
+
+    RELEASED = "released"
+    FAILED = "failed"
+    TIMED_OUT = "timed-out"
+
+
+class ClusterResult(BaseModel):
+    """How a release ended in one cluster."""
+
+    cluster: str
+    replicas: int = Field(description="Replicas wanted.")
+    ready: int = Field(default=0, description="New pods that were ready at the last look.")
+    published: bool = Field(default=False, description="Whether the publish was accepted.")
+    template_before: int | str | None = Field(
+        default=None, description="The template that was online before; null when none was or it is unknown."
+    )
+    images_before: dict[str, str] | None = Field(
+        default=None, description="That template's images; null when unknown."
+    )
+    pods: list[Pod] = Field(default_factory=list, description="The pods at the last look.")
+
+
+class ReleaseResult(BaseModel):
+    """How a release ended: what the flow returns and `deploy --json` prints."""
+
+    outcome: Outcome
+    app_id: int | str
+    app: str | None = None
+    deployment: str
+    release_id: str
+    template_id: int | str | None = Field(
+        default=None, description="The template that was created and published."
+    )
+    base_template_id: int | str | None = Field(
+        default=None, description="The template that was chosen as its base."
+    )
+    images: dict[str, str] = {}
+    clusters: list[ClusterResult] = []
+    evidence: str | None = Field(
+        default=None,
+        description="strong: the platform reported revisions and they agree. weak: names and states only.",
+    )
+    reason: str = ""
+    seconds: dict[str, float] = Field(default={}, description="Seconds that each step took.")
+    error: dict[str, Any] | None = Field(default=None, description="Why it did not end well.")
+    links: dict[str, str] = Field(default={}, description="Where to look further: label and address.")

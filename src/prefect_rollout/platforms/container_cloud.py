@@ -1,0 +1,489 @@
+"""The client of 360's container cloud: its paths, envelope, pages and errors, behind the port.
+
+Every path, header and field name of that cloud stands in this module and in `signing`. Sources: the
+Open API contract, whose [X] paths an installation replaces through the path table.
+"""
+
+import asyncio
+import difflib
+import re
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any, NoReturn, Self, TypeVar
+from urllib.parse import quote, urlencode
+
+import httpx
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic_core import from_json, to_json
+
+from prefect_rollout.errors import (
+    AccessDeniedError,
+    AppNotFoundError,
+    AuthenticationError,
+    ConfigurationError,
+    ConflictError,
+    DeploymentNotFoundError,
+    InputError,
+    NotFoundError,
+    OverloadedError,
+    PlatformError,
+    QuotaExceededError,
+    RejectedError,
+    RolloutError,
+    ServerFaultError,
+    TemplateNotFoundError,
+    UnreachableError,
+    UnusableAnswerError,
+)
+from prefect_rollout.models import (
+    App,
+    ClusterStatus,
+    Deployment,
+    Id,
+    OnlineTemplate,
+    Payload,
+    Publication,
+    Template,
+    first_mistake,
+    same_id,
+    usable_id,
+)
+from prefect_rollout.text import one_line
+
+T = TypeVar("T")
+PayloadT = TypeVar("PayloadT", bound=Payload)
+
+PAGE_SIZE = 100  # the most that the contract allows
+MAX_PAGES = 1000
+MAX_BODY_BYTES = 32 * 1024 * 1024
+
+
+class PathTable(BaseModel):
+    """The cloud's paths below `api_url`, by call. `{…}` stand for percent-encoded ids."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    app: str = "/openapi/v1/apps/{app_id}"
+    deployments: str = "/openapi/v1/apps/{app_id}/deployments"
+    templates: str = "/openapi/v1/apps/{app_id}/deployments/tpls"
+    template: str = "/openapi/v1/apps/{app_id}/deployments/tpls/{template_id}"
+    upgrade: str = "/openapi/v1/apps/{app_id}/deployments/{deployment_id}/upgrade"
+    publish: str = (
+        "/openapi/v1/apps/{app_id}/deployments/{deployment_id}/tpls/{template_id}/clusters/{cluster}"
+    )
+    status: str = "/openapi/v1/apps/{app_id}/deployments/{deployment_id}/status"
+    online: str = "/openapi/v1/publishstatus"
+    history: str = "/openapi/v1/publish/histories"
+    restart: str = "/openapi/v1/apps/{app_id}/deployments/{deployment_id}/clusters/{cluster}/restart"
+    scale: str = "/openapi/v1/apps/{app_id}/deployments/{deployment_id}/clusters/{cluster}/scale"
+
+    @field_validator("*")
+    @classmethod
+    def _known_places(cls, path: str) -> str:
+        places = {"app_id": "1", "deployment_id": "1", "template_id": "1", "cluster": "c"}
+        try:
+            filled = path.format(**places)
+        except (KeyError, IndexError, ValueError, AttributeError) as error:
+            raise ValueError(
+                f"{path!r} may hold {', '.join('{' + place + '}' for place in places)} only"
+            ) from error
+        if not re.fullmatch(r"/[\w./~%:@!$&'()*+,;=-]*", filled, re.ASCII):
+            raise ValueError(f"{path!r} must start with / and hold neither ? nor #, percent-encoded")
+        return path
+
+
+class ContainerCloudClient:
+    """The container cloud behind the `Platform` port, over one pool of connections.
+
+    Nothing is retried here, nothing of httpx, json or pydantic is raised. Each exchange ends within
+    `request_timeout_seconds`, each answer within `MAX_BODY_BYTES`.
+
+    Args:
+        api_url: scheme, host and an optional path before the path table's.
+        signer: signs each request as it is sent.
+        paths: where the calls are.
+        ca_file: certificates to trust instead of the system's; a PEM file.
+        registry_url: the image registry, for `links` alone.
+        connect_timeout_seconds: for a connection to be made.
+        request_timeout_seconds: for a whole exchange, from the request to the answer's last byte.
+        transport: replaces the network, for tests of other clients' handling.
+
+    Raises:
+        ConfigurationError: `api_url` or `ca_file` cannot be used.
+    """
+
+    def __init__(
+        self,
+        api_url: str,
+        *,
+        signer: httpx.Auth,
+        paths: PathTable | None = None,
+        ca_file: Path | None = None,
+        registry_url: str | None = None,
+        connect_timeout_seconds: float = 5,
+        request_timeout_seconds: float = 30,
+        transport: httpx.AsyncBaseTransport | None = None,
+    ) -> None:
+        self._base = api_url.rstrip("/")
+        self._paths = paths or PathTable()
+        self._registry_url = registry_url
+        self._seconds = request_timeout_seconds
+        with _as_ours("connect"):
+            self._http = httpx.AsyncClient(
+                auth=signer,
+                verify=_trust(ca_file),
+                timeout=httpx.Timeout(request_timeout_seconds, connect=connect_timeout_seconds),
+                # A redirect would carry the signature to wherever it points.
+                follow_redirects=False,
+                # Compression would let a small answer grow without bound while it is read.
+                headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+                limits=httpx.Limits(max_connections=50, max_keepalive_connections=20),
+                transport=transport,
+            )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    def links(self) -> dict[str, str]:
+        links = {"Container cloud": self._base}
+        if self._registry_url:
+            registry = self._registry_url
+            links["Image registry"] = registry if "://" in registry else f"https://{registry}"
+        return links
+
+    # ---- reads ------------------------------------------------------------------------------
+
+    async def app(self, app_id: Id) -> App:
+        try:
+            app = _read(App, await self._call("app", {"app_id": app_id}))
+        except NotFoundError as error:
+            raise AppNotFoundError.named(app_id, app_id=app_id, **error.data) from error
+        if not same_id(app.id, app_id):
+            raise AppNotFoundError.named(app_id, [str(app.id)], app_id=app_id)
+        return app
+
+    async def deployment(self, app_id: Id, name: str) -> Deployment:
+        places = {"app_id": app_id}
+        async for deployment in self._pages(
+            Deployment, "deployments", places, {"filter": f"name__exact={name}"}
+        ):
+            if deployment.name == name:
+                return deployment.model_copy(update={"app_id": deployment.app_id or app_id})
+        names = [other.name async for other in self._pages(Deployment, "deployments", places, {})]
+        near = difflib.get_close_matches(name, names, n=10, cutoff=0.4)
+        raise DeploymentNotFoundError.named(
+            name, near or sorted(names)[:10], f"in app {one_line(app_id, 80)}", app_id=app_id
+        )
+
+    def templates(self, deployment: Deployment) -> AsyncIterator[Template]:
+        query = {"deploymentId": str(deployment.id), "sortby": "-id"}
+        return self._pages(Template, "templates", {"app_id": deployment.app_id}, query)
+
+    async def template(self, deployment: Deployment, template_id: Id) -> Template:
+        try:
+            return _read(
+                Template,
+                await self._call("template", {"app_id": deployment.app_id, "template_id": template_id}),
+            )
+        except NotFoundError as error:
+            raise TemplateNotFoundError.named(template_id, **error.data) from error
+
+    async def status(self, deployment: Deployment, clusters: Sequence[str]) -> dict[str, ClusterStatus]:
+        found = await self._statuses(deployment, clusters)
+        if any(status.cluster is None for status in found):
+            # Without the [X] field `cluster`, only a question about one cluster tells whose pods the
+            # answer lists.
+            found = [one for cluster in clusters for one in await self._statuses(deployment, [cluster])]
+        return {status.cluster: status for status in found if status.cluster and status.cluster in clusters}
+
+    async def _statuses(self, deployment: Deployment, clusters: Sequence[str]) -> list[ClusterStatus]:
+        data = await self._call("status", _places(deployment), {"cluster": ",".join(clusters)})
+        found = [status for status in _read(_STATUSES, data) or [] if status]
+        if len(clusters) == 1:
+            return [status.model_copy(update={"cluster": status.cluster or clusters[0]}) for status in found]
+        return found
+
+    async def online(self, deployment: Deployment) -> list[OnlineTemplate]:
+        query = {"type": "0", "resourceId": str(deployment.id)}
+        return _read(_ONLINE, await self._call("online", {"app_id": deployment.app_id}, query)) or []
+
+    def history(self, deployment: Deployment) -> AsyncIterator[Publication]:
+        query = {"type": "0", "resourceId": str(deployment.id)}
+        return self._pages(Publication, "history", {"app_id": deployment.app_id}, query)
+
+    # ---- writes -----------------------------------------------------------------------------
+
+    async def upgrade(
+        self,
+        deployment: Deployment,
+        *,
+        template_id: Id,
+        clusters: Sequence[str],
+        images: Mapping[str, str],
+        description: str,
+        key: str,
+    ) -> list[Id]:
+        body = {
+            "templateId": template_id,
+            "clusters": list(clusters),
+            "images": dict(images),
+            "description": description,
+        }
+        data = await self._call("upgrade", _places(deployment), body=body, key=key)
+        return _read(_Upgraded, data).template_ids or []
+
+    async def publish(
+        self, deployment: Deployment, template_id: Id, cluster: str, replicas: int, *, key: str
+    ) -> None:
+        places = {**_places(deployment), "template_id": template_id, "cluster": cluster}
+        await self._call("publish", places, body={"replicas": replicas}, key=key)
+
+    async def restart(self, deployment: Deployment, cluster: str, *, key: str) -> None:
+        await self._call("restart", {**_places(deployment), "cluster": cluster}, body={}, key=key)
+
+    async def scale(self, deployment: Deployment, cluster: str, replicas: int, *, key: str) -> None:
+        places = {**_places(deployment), "cluster": cluster}
+        await self._call("scale", places, body={"replicas": replicas}, key=key)
+
+    # ---- one exchange -----------------------------------------------------------------------
+
+    async def _pages(
+        self,
+        model: type[PayloadT],
+        call: str,
+        places: Mapping[str, Id | None],
+        query: Mapping[str, str],
+    ) -> AsyncIterator[PayloadT]:
+        for number in range(1, MAX_PAGES + 1):
+            paged = {**query, "pageNo": str(number), "pageSize": str(PAGE_SIZE)}
+            page = _read(_Page, await self._call(call, places, paged))
+            for item in page.items or []:
+                yield _read(model, item)
+            if not page.items or (page.total_page is not None and number >= page.total_page):
+                return
+        raise UnusableAnswerError(f"the list of {call} does not end after {MAX_PAGES} pages", retryable=False)
+
+    async def _call(
+        self,
+        call: str,
+        places: Mapping[str, Id | None],
+        query: Mapping[str, str] | None = None,
+        *,
+        body: Mapping[str, Any] | None = None,
+        key: str | None = None,
+    ) -> Any:
+        """Sends one request and returns the `data` of its answer."""
+        path = getattr(self._paths, call).format(
+            **{place: _segment(place, value) for place, value in places.items()}
+        )
+        encoded = f"?{urlencode(query, quote_via=quote, safe='')}" if query else ""
+        headers = {"Idempotency-Key": quote(key, safe=":")} if key else {}
+        content = None if body is None else to_json(body)
+        if content is not None:
+            headers["Content-Type"] = "application/json"
+        cluster = places.get("cluster")
+        with _as_ours(call, cluster=cluster):
+            async with asyncio.timeout(self._seconds):
+                async with self._http.stream(
+                    "GET" if body is None else "POST",
+                    self._base + path + encoded,
+                    headers=headers,
+                    content=content,
+                ) as response:
+                    text = await _bounded(response, call)
+        return _data(call, response, text, cluster=cluster)
+
+
+class _Page(Payload):
+    items: list[Any] | None = Field(default=None, alias="list")
+    total_page: int | None = None
+
+
+class _Upgraded(Payload):
+    template_ids: list[Id] | None = None
+
+
+class _Refusal(Payload):
+    code: int | None = None
+    sub_code: int | None = None
+    msg: str | None = None
+    request_id: str | None = None
+
+
+def _places(deployment: Deployment) -> dict[str, Id | None]:
+    return {"app_id": deployment.app_id, "deployment_id": deployment.id}
+
+
+def _segment(place: str, value: Id | None) -> str:
+    """`value` percent-encoded as one path segment."""
+    try:
+        return quote(str(usable_id("" if value is None else value)), safe="")
+    except ValueError as error:
+        raise InputError(f"{place}: {error}", field=place) from None
+
+
+def _trust(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationError(
+            f"ca_file: {one_line(ca_file)} cannot be read as PEM certificates",
+            advice="Name a readable PEM file, on every machine where releases run.",
+            field="ca_file",
+        ) from error
+
+
+async def _bounded(response: httpx.Response, call: str) -> bytes:
+    parts = bytearray()
+    async for part in response.aiter_bytes():
+        parts += part
+        if len(parts) > MAX_BODY_BYTES:
+            raise UnusableAnswerError(
+                f"the answer to {call} is longer than {MAX_BODY_BYTES // 1024**2} MiB",
+                retryable=False,
+                status=response.status_code,
+            )
+    return bytes(parts)
+
+
+_STATUSES = TypeAdapter(list[ClusterStatus | None] | None)
+_ONLINE = TypeAdapter(list[OnlineTemplate] | None)
+
+
+def _read(shape: type[PayloadT] | TypeAdapter[T], data: Any) -> PayloadT | T:
+    """`data` as `shape`, for JSON that arrived whole: a wrong shape will be wrong again."""
+    try:
+        return shape.validate_python(data) if isinstance(shape, TypeAdapter) else shape.model_validate(data)
+    except ValidationError as error:
+        raise UnusableAnswerError(
+            f"the answer has another shape than the contract's: {first_mistake(error)}",
+            retryable=False,
+        ) from error
+
+
+def _data(call: str, response: httpx.Response, text: bytes, *, cluster: Id | None) -> Any:
+    """The `data` of an answer; raises the error that its status, envelope or lack of one means."""
+    status = response.status_code
+    try:
+        answer = from_json(text)
+        refusal = _Refusal.model_validate(answer if isinstance(answer, dict) else {})
+    except ValueError:
+        answer, refusal = None, _Refusal()
+    code = refusal.code or 0
+    request_id = refusal.request_id or response.headers.get("X-Request-Id")
+    known: dict[str, Any] = {"status": status, "request_id": request_id, "cluster": cluster}
+    if status >= 400 or code >= 400:
+        _refuse(call, code if status < 400 else status, refusal, response, known)
+    if 300 <= status < 400:
+        raise UnusableAnswerError(
+            f"{call} was answered with a redirect, which is not followed", retryable=False, **known
+        )
+    if not isinstance(answer, dict) or "data" not in answer:
+        kind = "an HTML page" if text.lstrip()[:1] == b"<" else "an empty body" if not text else ""
+        raise UnusableAnswerError(
+            f"{call} was answered with {kind or 'something that is not the JSON expected'}",
+            # A cut-off answer or a proxy's page may be gone next time; whole JSON stays as it is.
+            retryable=answer is None,
+            **known,
+        )
+    return answer["data"]
+
+
+def _refuse(
+    call: str, status: int, refusal: _Refusal, response: httpx.Response, known: dict[str, Any]
+) -> NoReturn:
+    """Raises what the contract's table of errors says of `status` and the sub-code."""
+    sub_code = refusal.sub_code or None
+    said = f": {one_line(refusal.msg)}" if refusal.msg else ""
+    problem = f"the cloud refused {call}{said}"
+    retry_after = _seconds_to_wait(response.headers.get("Retry-After"))
+    details: dict[str, Any] = {**known, "code": sub_code, "retry_after": retry_after}
+    error: RolloutError
+    if status == 401:
+        error = AuthenticationError(problem, **details)
+        if sub_code == 401004:
+            error.advice = "Set this machine's clock; it differs from the cloud's by over 300 seconds."
+    elif status == 403:
+        kind = QuotaExceededError if sub_code == 403001 else AccessDeniedError
+        error = kind(problem, **details)
+    elif status == 404:
+        error = NotFoundError(problem, **details)
+    elif status == 409:
+        error = ConflictError(problem, retryable=sub_code == 409001, **details)
+        if sub_code != 409001:
+            error.advice = "Start a new release: this one's key was used for something else."
+    elif status in {429, 503}:
+        error = OverloadedError(f"the cloud is overloaded, asked for {call}{said}", **details)
+    elif status >= 500:
+        retryable = status not in {501, 505}
+        error = ServerFaultError(f"the cloud failed at {call}{said}", retryable=retryable, **details)
+    else:
+        error = RejectedError(problem, **details)
+    raise error
+
+
+def _seconds_to_wait(value: str | None) -> float | None:
+    """Seconds that a `Retry-After` header asks for, given in seconds or as an HTTP date."""
+    if value is None:
+        return None
+    if value.strip().isascii() and value.strip().isdigit():
+        return float(value.strip()[:9])
+    try:
+        until = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if until.tzinfo is None:
+        until = until.replace(tzinfo=UTC)
+    return max(0.0, (until - datetime.now(UTC)).total_seconds())
+
+
+@contextmanager
+def _as_ours(call: str, **data: Any) -> Iterator[None]:
+    """Turns whatever httpx raises into an error of our tree. The one place that does."""
+    try:
+        yield
+    except (TimeoutError, httpx.TimeoutException) as error:
+        raise UnreachableError(f"the cloud did not answer {call} in time", **data) from error
+    except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as error:
+        raise ConfigurationError(
+            f"{call} cannot be sent: {one_line(error, 120)}", field="api_url", **data
+        ) from error
+    except httpx.RemoteProtocolError as error:
+        raise UnreachableError(
+            f"the connection broke off during {call}: {one_line(error, 120)}", **data
+        ) from error
+    except httpx.DecodingError as error:
+        raise UnusableAnswerError(
+            f"the answer to {call} cannot be decoded: {one_line(error, 120)}", retryable=True, **data
+        ) from error
+    except httpx.TransportError as error:
+        if _untrusted(error):
+            raise ConfigurationError(
+                f"the cloud's certificate is not trusted: {one_line(error, 160)}",
+                advice="Name the file of your private CA in the block's ca_file.",
+                field="ca_file",
+                **data,
+            ) from error
+        raise UnreachableError(
+            f"the cloud cannot be reached for {call}: {one_line(error, 120) or type(error).__name__}",
+            **data,
+        ) from error
+    except (httpx.HTTPError, httpx.StreamError, httpx.CookieConflict) as error:
+        raise PlatformError(
+            f"{call} failed: {type(error).__name__} {one_line(error, 120)}", **data
+        ) from error
+
+
+def _untrusted(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,36 @@
+"""Settings from the environment: the article's `K8S_*`, and how patient a release is."""
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class CloudEnvironment(BaseSettings):
+    """The article's variables: `K8S_KEY_ID`, `K8S_SECRET_KEY`, `K8S_APP_ID` and so on.
+
+    An empty variable counts as unset.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="K8S_", env_ignore_empty=True, extra="ignore")
+
+    key_id: SecretStr | None = None
+    secret_key: SecretStr | None = None
+    app_id: str | None = None
+    env: str | None = None
+    api_url: str | None = None
+    deploy_name: str | None = None
+    template_id: str | None = None
+    registry_url: str | None = None
+
+
+class RetrySettings(BaseSettings):
+    """How the steps retry: `PREFECT_ROLLOUT_RETRIES` and so on, read when the tasks are imported."""
+
+    model_config = SettingsConfigDict(env_prefix="PREFECT_ROLLOUT_", env_ignore_empty=True, extra="ignore")
+
+    retries: int = Field(default=5, ge=0, le=20, description="Tries after the first.")
+    retry_delay_seconds: float = Field(
+        default=1, ge=0, le=60, description="Pause before the first retry; it doubles with each."
+    )
+    longest_retry_after_seconds: float = Field(
+        default=300, ge=0, description="A platform that asks to wait longer than this ends the step."
+    )

@@ -1,0 +1,177 @@
+"""The simulated cloud on a real socket."""
+
+import contextlib
+import os
+import shlex
+import socket
+import sys
+import threading
+from types import TracebackType
+from typing import Self
+
+import uvicorn
+
+from prefect_rollout.errors import ConfigurationError
+from prefect_rollout.simulator.api import create_app
+from prefect_rollout.simulator.cloud import Cloud
+from prefect_rollout.simulator.scenario import Scenario
+
+MAX_SPEED = 1_000_000  # a year in half a minute; dates would run out of years soon after
+
+_START_OR_STOP_SECONDS = 10.0  # far more than either takes: a stop waits for nobody
+
+
+class SimulatorServer:
+    """A simulated cloud that listens while the context lasts, in a daemon thread of this process.
+
+    `cloud` may be asked from any thread, through its public methods.
+
+    Args:
+        scenario: what it holds; the article's cloud if left out.
+        host: the address to listen on.
+        port: the port; 0 takes a free one.
+        speed: simulated seconds that pass in one second.
+
+    Raises:
+        ConfigurationError: on entering, if it cannot listen there.
+    """
+
+    def __init__(
+        self,
+        scenario: Scenario | None = None,
+        *,
+        host: str = "127.0.0.1",
+        port: int = 0,
+        speed: float = 1.0,
+    ) -> None:
+        if not 0 < speed <= MAX_SPEED:
+            raise ConfigurationError(
+                f"speed must be more than 0 and at most {MAX_SPEED}, not {speed}", advice="Try 1, or 10."
+            )
+        self.cloud = Cloud(scenario or Scenario(), speed=speed)
+        self.host = host
+        self.port = port
+        # h11 and asyncio are always there; uvicorn's own choice would differ between machines.
+        config = uvicorn.Config(
+            create_app(self.cloud),
+            http="h11",
+            loop="asyncio",
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="critical",
+            access_log=False,
+            timeout_graceful_shutdown=1,
+        )
+        self._server = _Server(config)
+        self._thread: threading.Thread | None = None
+
+    @property
+    def url(self) -> str:
+        """The base URL, without a path."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
+
+    def __enter__(self) -> Self:
+        listener = _listen(self.host, self.port)
+        self.port = listener.getsockname()[1]
+        self._thread = threading.Thread(
+            target=self._server.run, args=([listener],), name="container-cloud-simulator", daemon=True
+        )
+        self._thread.start()
+        if not self._server.listening.wait(_START_OR_STOP_SECONDS):
+            self._server.should_exit = True
+            raise ConfigurationError(
+                f"the simulator did not start on {self.url}", advice="Look at the error printed before this."
+            )
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._server.should_exit = True
+        self.wait(_START_OR_STOP_SECONDS)
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for the server's end; says whether it has ended."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+        return self._thread is None or not self._thread.is_alive()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn, made to say when it listens and to wait for no open connection."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = threading.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listening.set()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # A client that holds its connection, or a request that is never answered, must not delay it.
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
+        await super().shutdown(sockets)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    with contextlib.ExitStack() as undo:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            # With the protocol named, unlike in socket.create_server: asyncio turns Nagle's algorithm
+            # off only for sockets that know they are TCP, and each answer would take 40 ms more.
+            listener = undo.enter_context(socket.socket(family, kind, protocol))
+            if os.name == "posix":  # on Windows it would let two programs share the port
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(2048)
+        except (OSError, OverflowError) as error:
+            raise ConfigurationError(
+                f"cannot listen on {host} port {port}: {error}",
+                advice="Choose another port with --port, or end the program that uses it.",
+            ) from error
+        undo.pop_all()
+    return listener
+
+
+def run(
+    host: str = "127.0.0.1", port: int = 8360, scenario: Scenario | None = None, speed: float = 1.0
+) -> None:
+    """Serves a simulated cloud until Ctrl-C, and says on stderr how to reach it.
+
+    Raises:
+        ConfigurationError: it cannot listen there.
+    """
+    try:
+        with SimulatorServer(scenario, host=host, port=port, speed=speed) as server:
+            print(_greeting(server), file=sys.stderr, flush=True)  # noqa: T201 - the command's output
+            # In steps: on Windows a wait without an end cannot be interrupted.
+            while not server.wait(1):
+                pass
+    except KeyboardInterrupt:
+        print("The simulated container cloud has ended.", file=sys.stderr)  # noqa: T201
+
+
+def _greeting(server: SimulatorServer) -> str:
+    scenario = server.cloud.scenario
+    app = scenario.apps[0] if scenario.apps else None
+    deployment = app.deployments[0] if app and app.deployments else None
+    lines = [
+        f"A simulated container cloud listens on {server.url} (Ctrl-C ends it).",
+        "",
+        f"export K8S_API_URL={server.url}",
+        f"export K8S_KEY_ID={shlex.quote(scenario.key_id)}",
+        f"export K8S_SECRET_KEY={shlex.quote(scenario.secret_key)}",
+        f"export K8S_APP_ID={app.id}" if app else "",
+        f"export K8S_DEPLOY_NAME={shlex.quote(deployment.name)}" if deployment else "",
+        "",
+        f"What really happened: {server.url}/_control/truth",
+    ]
+    return "\n".join(lines)

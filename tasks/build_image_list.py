@@ -1,0 +1,30 @@
+"""Step 4: build the list of images."""
+
+from collections.abc import Mapping
+
+from prefect_rollout.errors import ContainerNotFoundError
+from prefect_rollout.models import Template
+from prefect_rollout.tasks.step import step
+from prefect_rollout.text import one_line
+
+
+@step("build image list", "list images of template {template.id}")
+async def build_image_list(template: Template, images: Mapping[str, str] | None = None) -> dict[str, str]:
+    """`{container: image}` of the template's containers that have a name and an image.
+
+    Args:
+        template: as step 3 found it.
+        images: replaces the images of the containers it names, as `kubectl set image` does.
+
+    Raises:
+        ContainerNotFoundError: the template has no container, or none of a name in `images`; the
+            error lists those that exist.
+    """
+    listed = template.workload.images
+    where = f"in template {one_line(template.id, 80)}"
+    if not listed:
+        raise ContainerNotFoundError(f"there is no container with a name and an image {where}")
+    for container in images or {}:
+        if container not in listed:
+            raise ContainerNotFoundError.named(container, list(listed), where)
+    return {**listed, **(images or {})}

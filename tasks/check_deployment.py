@@ -1,0 +1,32 @@
+"""Step 1: check the deployment."""
+
+from pydantic import BaseModel
+
+from prefect_rollout.blocks import open_target
+from prefect_rollout.models import App, Deployment
+from prefect_rollout.tasks.step import step
+
+
+class Checked(BaseModel):
+    """An app and the one of its deployments that a release is about."""
+
+    app: App
+    deployment: Deployment
+
+
+@step("check deployment", "check {deployment} of app {app_id}")
+async def check_deployment(app_id: int | str, deployment: str, *, target: str) -> Checked:
+    """Finds the app by its id and the deployment by its exact name.
+
+    Args:
+        app_id: the app's id.
+        deployment: the deployment's name.
+        target: the block document `type-slug/name` of the platform.
+
+    Raises:
+        AppNotFoundError: the platform has no such app.
+        DeploymentNotFoundError: the app has no such deployment; the error lists near names.
+    """
+    async with open_target(target) as platform:
+        app = await platform.app(app_id)
+        return Checked(app=app, deployment=await platform.deployment(app_id, deployment))

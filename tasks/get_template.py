@@ -1,0 +1,65 @@
+"""Step 3: get the template to release."""
+
+from prefect_rollout.blocks import open_target
+from prefect_rollout.errors import ForeignTemplateError, NoTemplateError, TemplateNotFoundError
+from prefect_rollout.models import Deployment, Id, Template, newest_first, same_id
+from prefect_rollout.platforms.port import Platform
+from prefect_rollout.tasks.step import step
+from prefect_rollout.text import one_line
+
+
+@step("get template", "get template of {deployment.name}")
+async def get_template(
+    deployment: Deployment, template_id: int | str | None = None, *, target: str
+) -> Template:
+    """Finds the template with that id, or the newest by id where none is named.
+
+    Args:
+        deployment: as step 1 found it.
+        template_id: a number or text, compared as text; `None` and empty text mean the newest.
+        target: the block document `type-slug/name` of the platform.
+
+    Raises:
+        NoTemplateError: the deployment has no template.
+        TemplateNotFoundError: there is no template with that id.
+        ForeignTemplateError: the template belongs to another deployment.
+        UnreadableTemplateError: the template is not an apps/v1 Deployment.
+    """
+    async with open_target(target) as platform:
+        if template_id is None or template_id == "":
+            template = await _newest(platform, deployment)
+        else:
+            template = await _by_id(platform, deployment, template_id)
+    _ = template.workload  # raises where it cannot be read
+    return template
+
+
+def _belongs(template: Template, deployment: Deployment) -> bool:
+    return template.deployment_id is None or same_id(template.deployment_id, deployment.id)
+
+
+async def _newest(platform: Platform, deployment: Deployment) -> Template:
+    newest: Template | None = None
+    # Not the first of the answer: a platform may sort otherwise, or not at all.
+    async for template in platform.templates(deployment):
+        if _belongs(template, deployment) and (
+            newest is None or newest_first(template.id) > newest_first(newest.id)
+        ):
+            newest = template
+    if newest is None:
+        raise NoTemplateError(f"deployment {one_line(deployment.name, 120)} has no template")
+    return newest
+
+
+async def _by_id(platform: Platform, deployment: Deployment, template_id: Id) -> Template:
+    async for template in platform.templates(deployment):
+        if same_id(template.id, template_id) and _belongs(template, deployment):
+            return template
+    # Not among the deployment's own: either another deployment's, or nobody's.
+    template = await platform.template(deployment, template_id)
+    if not same_id(template.id, template_id):
+        raise TemplateNotFoundError.named(template_id, (), f"of {one_line(deployment.name, 120)}")
+    raise ForeignTemplateError(
+        f"template {one_line(template_id, 120)} is not one of {one_line(deployment.name, 120)}'s",
+        template_id=template_id,
+    )

@@ -1,0 +1,154 @@
+"""Step 5: upgrade the deployment, that is create the template that will be published."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prefect import get_run_logger
+from pydantic import BaseModel
+
+from prefect_rollout.blocks import open_target
+from prefect_rollout.errors import NotFoundError, TemplateError, UpgradeError
+from prefect_rollout.models import Deployment, Id, Template
+from prefect_rollout.platforms.port import Platform
+from prefect_rollout.tasks.step import may_have_run_before, step
+from prefect_rollout.text import one_line
+
+
+class Before(BaseModel):
+    """What stood in a cluster before a release.
+
+    Attributes:
+        template_id: the template that was online, if any.
+        images: its images, if it can still be read.
+        pods: `{pod: state}`.
+        changed: whether the pods of what goes out differ from it; unknown counts as yes.
+    """
+
+    template_id: Id | None = None
+    images: dict[str, str] | None = None
+    pods: dict[str, str | None] = {}
+    changed: bool = True
+
+
+class Upgrade(BaseModel):
+    """The template that an upgrade created, and what stood in each cluster before it goes out."""
+
+    template_id: Id
+    before: dict[str, Before]
+
+
+@step("upgrade deployment", "upgrade {deployment.name} from template {template.id}")
+async def upgrade_deployment(
+    deployment: Deployment,
+    template: Template,
+    clusters: Sequence[str],
+    images: Mapping[str, str],
+    *,
+    release_id: str,
+    reason: str = "",
+    target: str,
+) -> Upgrade:
+    """Creates one template for all clusters, after noting what is online in each.
+
+    An upgrade that is sent twice creates two templates. So every description ends in
+    `release=<release_id>`, and a second try first looks for a template with that mark (contract,
+    Idempotency).
+
+    Args:
+        deployment: as step 1 found it.
+        template: what to upgrade from.
+        clusters: where it will be published.
+        images: `{container: image}` of the new template.
+        release_id: names this release; a repeat with the same id creates nothing new.
+        reason: why, for the template's description.
+        target: the block document `type-slug/name` of the platform.
+
+    Raises:
+        UpgradeError: the platform created no template, or several. Nothing is published then.
+    """
+    mark = f"release={release_id}"
+    async with open_target(target) as platform:
+        before = await _look(platform, deployment, template, clusters, images)
+        created = await _marked(platform, deployment, mark) if may_have_run_before() else []
+        if created:
+            get_run_logger().info("Template %s of this release exists: not created again", created[0])
+        else:
+            created = await platform.upgrade(
+                deployment,
+                template_id=template.id,
+                clusters=clusters,
+                images=images,
+                description=f"{one_line(reason, 200)} {mark}".strip(),
+                key=f"{release_id}:upgrade",
+            )
+    if len(created) != 1:
+        listed = ", ".join(one_line(template_id, 40) for template_id in created) or "none"
+        raise UpgradeError(
+            f"the upgrade should leave one new template for all clusters, and left {listed}",
+            template_ids=list(created),
+        )
+    return Upgrade(template_id=created[0], before=before)
+
+
+async def _marked(platform: Platform, deployment: Deployment, mark: str) -> list[Id]:
+    return [
+        template.id
+        async for template in platform.templates(deployment)
+        if (template.description or "").endswith(mark)
+    ]
+
+
+async def _look(
+    platform: Platform,
+    deployment: Deployment,
+    base: Template,
+    clusters: Sequence[str],
+    images: Mapping[str, str],
+) -> dict[str, Before]:
+    online = {entry.cluster: entry.template_id for entry in await platform.online(deployment)}
+    status = await platform.status(deployment, clusters)
+    templates: dict[str, Template | None] = {str(base.id): base}
+    before = {}
+    for cluster in clusters:
+        pods = (status[cluster].pods if cluster in status else None) or []
+        template = None
+        if cluster in online:
+            key = str(online[cluster])
+            if key not in templates:
+                templates[key] = await _template(platform, deployment, online[cluster])
+            template = templates[key]
+        before[cluster] = Before(
+            template_id=online.get(cluster),
+            images=None if template is None else _images(template),
+            pods={pod.name: pod.state for pod in pods},
+            changed=template is None or _pods_of(template) != _pods_of(base, images),
+        )
+    return before
+
+
+async def _template(platform: Platform, deployment: Deployment, template_id: Id) -> Template | None:
+    try:
+        return await platform.template(deployment, template_id)
+    except NotFoundError as error:
+        # Deleted since it was published. It only serves to tell what changes.
+        get_run_logger().warning("What was online before cannot be read: %s", error)
+        return None
+
+
+def _images(template: Template) -> dict[str, str] | None:
+    try:
+        return template.workload.images
+    except TemplateError:
+        return None
+
+
+def _pods_of(template: Template, images: Mapping[str, str] | None = None) -> dict[str, Any] | None:
+    """The pod template as JSON, with `images` in place of its own; `None` if it cannot be read."""
+    try:
+        pods = template.workload.spec.template.model_copy(deep=True)
+    except TemplateError:
+        return None
+    for container in pods.spec.containers:
+        if container and container.name and container.image:
+            container.image = (images or {}).get(container.name, container.image)
+    return pods.model_dump(mode="json", by_alias=True)

@@ -1,0 +1,89 @@
+"""Step 7: wait until the new pods are ready, or the polls are used up."""
+
+import asyncio
+import math
+import time
+from collections.abc import Sequence
+
+from prefect import get_run_logger
+
+from prefect_rollout.blocks import open_target
+from prefect_rollout.errors import PlatformError, ReleaseTimedOutError
+from prefect_rollout.models import ClusterStatus, Deployment
+from prefect_rollout.progress import Progress, tell
+from prefect_rollout.tasks.step import step
+from prefect_rollout.verdict import Expected, Verdict, judge
+
+
+@step("wait for pods", "wait for pods of {deployment.name}")
+async def wait_for_pods(
+    deployment: Deployment,
+    expected: Sequence[Expected],
+    *,
+    poll_seconds: float = 5,
+    poll_attempts: int = 20,
+    target: str,
+) -> Verdict:
+    """Polls the clusters until the verdict is released: at once, then every `poll_seconds`.
+
+    The end is measured on the clock: the last poll starts `poll_seconds * (poll_attempts - 1)`
+    seconds after the first. A poll that is not answered is logged, and the next tick polls again.
+
+    Args:
+        deployment: as step 1 found it.
+        expected: what each cluster has to show.
+        poll_seconds: seconds between polls.
+        poll_attempts: polls at the most.
+        target: the block document `type-slug/name` of the platform.
+
+    Raises:
+        ReleaseTimedOutError: what was still missing, in which clusters; its `verdict` is the last look.
+    """
+    clusters = [cluster.cluster for cluster in expected]
+    logger = get_run_logger()
+    verdict = judge(expected, {})
+    before: dict[str, ClusterStatus] | None = None
+    unanswered: PlatformError | None = None
+    said = ""
+    async with open_target(target) as platform:
+        started = time.monotonic()
+        tick = 0
+        while True:
+            try:
+                now = await platform.status(deployment, clusters)
+            except PlatformError as error:
+                logger.warning("Poll %d of %d: %s", tick + 1, poll_attempts, error)
+                unanswered, before = error, None
+            else:
+                unanswered = None
+                verdict = judge(expected, now, before)
+                before = now
+                tell(Progress("wait for pods", "running", verdict.counts))
+                if verdict.released:
+                    logger.info("All new pods are ready: %s", verdict.counts)
+                    return verdict
+                if said != (said := verdict.explain()):
+                    logger.info("Waiting: %s", said)
+            # The tick after the one that is running by now: polls that took long are not made up for.
+            tick = max(tick + 1, math.ceil((time.monotonic() - started) / poll_seconds))
+            if tick >= poll_attempts:
+                break
+            await asyncio.sleep(max(0.0, started + tick * poll_seconds - time.monotonic()))
+    raise _timed_out(verdict, unanswered, time.monotonic() - started)
+
+
+def _timed_out(verdict: Verdict, unanswered: PlatformError | None, seconds: float) -> ReleaseTimedOutError:
+    waiting = {
+        cluster.cluster: [{"pod": pod.name, "state": pod.state} for pod in cluster.not_ready]
+        for cluster in verdict.clusters
+        if not cluster.released
+    }
+    count = sum(len(pods) for pods in waiting.values())
+    last = f"; the last poll was not answered: {unanswered.problem}" if unanswered else ""
+    error = ReleaseTimedOutError(
+        f"after {seconds:.0f} s {count} {'pod is' if count == 1 else 'pods are'} not ready: "
+        f"{verdict.explain()}{last}",
+        not_ready=waiting,
+    )
+    error.verdict = verdict
+    return error

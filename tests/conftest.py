@@ -1,0 +1,88 @@
+"""What the tests run against: a Prefect server of their own, and simulated clouds over real sockets."""
+
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+# Prefect and the tasks read their settings when they are imported: nothing of the user's may count.
+for _name in [name for name in os.environ if name.startswith(("PREFECT_", "K8S_"))]:
+    del os.environ[_name]
+_HOME = Path(tempfile.mkdtemp(prefix="prefect-rollout-tests-"))
+os.environ |= {
+    "PREFECT_HOME": str(_HOME),
+    "PREFECT_ROLLOUT_RETRY_DELAY_SECONDS": "0.01",
+    "PREFECT_ROLLOUT_LONGEST_RETRY_AFTER_SECONDS": "5",
+    "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.2",
+    "DO_NOT_TRACK": "1",
+}
+
+import httpx  # noqa: E402
+import pytest  # noqa: E402
+from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
+
+from prefect_rollout.simulator import Scenario, SimulatorServer  # noqa: E402
+from support import BIN, Cloud, free_port  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def prefect_server() -> Iterator[str]:
+    """The API address of a Prefect server with a database of its own."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}/api"
+    log = (_HOME / "server.log").open("wb")
+    server = subprocess.Popen(
+        [BIN / "prefect", "server", "start", "--port", str(port)], stdout=log, stderr=subprocess.STDOUT
+    )
+    try:
+        until = time.monotonic() + 180
+        while True:
+            assert server.poll() is None, (_HOME / "server.log").read_text()
+            assert time.monotonic() < until, (_HOME / "server.log").read_text()
+            try:
+                if httpx.get(f"{url}/health", timeout=5).is_success:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.2)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(30)
+        log.close()
+
+
+@pytest.fixture
+def prefect_api(prefect_server: str) -> Iterator[str]:
+    """Has this process speak to the tests' Prefect server."""
+    with temporary_settings({PREFECT_API_URL: prefect_server}):
+        yield prefect_server
+
+
+@pytest.fixture
+def make_cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Starts a cloud by scenario; its key and address stand in the environment."""
+    with ExitStack() as stack:
+
+        def make(speed: float = 20, **scenario: Any) -> Cloud:
+            server = stack.enter_context(SimulatorServer(Scenario.model_validate(scenario), speed=speed))
+            cloud = Cloud(server)
+            for name, value in cloud.environment.items():
+                monkeypatch.setenv(name, value)
+            return cloud
+
+        yield make
+
+
+@pytest.fixture
+def cloud(make_cloud: Any) -> Cloud:
+    """The article's cloud, twenty times as fast."""
+    made: Cloud = make_cloud()
+    return made

@@ -1,0 +1,427 @@
+"""The flow against a real Prefect server and simulated clouds over real sockets.
+
+What was written is judged by the clouds' own record.
+"""
+
+import json
+from typing import Any
+from uuid import UUID
+
+import pytest
+from prefect import get_client
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    FlowRunFilter,
+    FlowRunFilterId,
+)
+
+from prefect_rollout.errors import (
+    AppNotFoundError,
+    AuthenticationError,
+    ClusterNotFoundError,
+    ConfigurationError,
+    ContainerNotFoundError,
+    DeploymentNotFoundError,
+    ForeignTemplateError,
+    InputError,
+    MetaDataError,
+    NoTemplateError,
+    OverloadedError,
+    QuotaExceededError,
+    ReleaseTimedOutError,
+    RolloutError,
+    ServerFaultError,
+    TemplateNotFoundError,
+    UnreadableTemplateError,
+)
+from prefect_rollout.flows import deploy_latest_image
+from prefect_rollout.models import Outcome, ReleaseResult
+from prefect_rollout.progress import STEPS
+from support import Cloud
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+IMAGE = "harbor.qihoo.net/qdgc-qapm/qapm-web:202407291835-ddc95a7"
+FAST: dict[str, Any] = {"app_id": 3290, "deployment": "qapm-home", "poll_seconds": 0.1, "poll_attempts": 100}
+
+
+async def release(**parameters: Any) -> ReleaseResult:
+    return await deploy_latest_image(**{**FAST, **parameters})
+
+
+async def failure(kind: type[RolloutError], **parameters: Any) -> RolloutError:
+    with pytest.raises(kind) as caught:
+        await release(**parameters)
+    return caught.value
+
+
+def writes(cloud: Cloud) -> list[str]:
+    """Such as `["template 1343170", "publish 1343170 to pub-bjwdt"]`."""
+    return [
+        f"{entry['kind']} {entry['template']}" + (f" to {entry['cluster']}" if entry["cluster"] else "")
+        for entry in cloud.record
+    ]
+
+
+# ---- released -----------------------------------------------------------------------------------
+
+
+async def test_the_articles_app_is_released_in_eight_steps(cloud: Cloud, prefect_api: str) -> None:
+    result = await release(reason="首次发布")
+
+    assert result.outcome is Outcome.RELEASED
+    assert (result.template_id, result.base_template_id) == (1343170, 1343169)
+    assert result.images == {"qapm-home": IMAGE}
+    assert result.evidence == "strong"
+    (cluster,) = result.clusters
+    assert (cluster.cluster, cluster.replicas, cluster.ready, cluster.template_before) == (
+        "pub-bjwdt",
+        1,
+        1,
+        1343102,
+    )
+    assert list(result.seconds) == list(STEPS[:-1])
+
+    assert writes(cloud) == ["template 1343170", "publish 1343170 to pub-bjwdt"]
+    template, publish = cloud.record
+    assert template["description"] == f"首次发布 release={result.release_id}"
+    assert template["idempotency_key"] == f"{result.release_id}:upgrade"
+    assert publish["idempotency_key"] == f"{result.release_id}:publish:pub-bjwdt"
+    assert publish["replicas"] == 1
+    (truth,) = cloud.truth("qapm-home")
+    assert truth["rolled_out"]
+
+    run_id = UUID(result.release_id)
+    async with get_client() as client:
+        run = await client.read_flow_run(run_id)
+        runs = await client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
+        artifacts = await client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+        )
+    assert run.name == "qapm-home → 202407291835-ddc95a7"
+    assert len(runs) == 8
+    assert "publish qapm-home to pub-bjwdt" in {run.name for run in runs}
+    (artifact,) = [artifact for artifact in artifacts if artifact.type == "markdown"]
+    assert artifact.key == "release-3290-qapm-home"
+    assert "✅ qapm-home is released" in str(artifact.data)
+
+
+async def test_clusters_are_published_in_the_metadatas_order_with_their_own_replicas(cloud: Cloud) -> None:
+    result = await release(deployment="qapm-api")
+    assert writes(cloud) == [
+        "template 1343170",
+        "publish 1343170 to pub-bjwdt",
+        "publish 1343170 to pub-bjyt",
+    ]
+    assert [entry["replicas"] for entry in cloud.record[1:]] == [2, 3]
+    assert [(c.cluster, c.ready) for c in result.clusters] == [("pub-bjwdt", 2), ("pub-bjyt", 3)]
+
+
+async def test_a_subset_of_the_clusters_is_released_and_the_rest_left_alone(cloud: Cloud) -> None:
+    result = await release(deployment="qapm-api", clusters=["pub-bjyt"])
+    assert [c.cluster for c in result.clusters] == ["pub-bjyt"]
+    assert writes(cloud) == ["template 1343170", "publish 1343170 to pub-bjyt"]
+
+
+@pytest.mark.parametrize("template_id", [1342977, "1342977"])
+async def test_the_template_asked_for_is_released(cloud: Cloud, template_id: int | str) -> None:
+    result = await release(template_id=template_id)
+    assert result.base_template_id == 1342977
+    assert result.images != {"qapm-home": IMAGE}
+
+
+async def test_empty_text_releases_the_newest_template(cloud: Cloud) -> None:
+    assert (await release(template_id="")).base_template_id == 1343169
+
+
+def app(**deployment: Any) -> dict[str, Any]:
+    """A scenario of one app with one deployment `web`."""
+    templates = deployment.pop("templates", [{"id": 10, "image": "r/web:1"}])
+    spec = {"id": 1, "name": "web", "clusters": {"c1": 1}, "templates": templates, **deployment}
+    return {"apps": [{"id": 1, "name": "shop", "deployments": [spec]}]}
+
+
+WEB = {"app_id": 1, "deployment": "web"}
+
+
+@pytest.mark.parametrize("sort_templates", [True, False])
+async def test_the_newest_template_stands_on_any_page(make_cloud: Any, sort_templates: bool) -> None:
+    templates = [{"id": number, "image": f"r/web:{number}"} for number in range(1, 251)]
+    make_cloud(sort_templates=sort_templates, **app(templates=templates))
+    assert (await release(**WEB)).base_template_id == 250
+    assert (await release(**WEB, template_id="7")).images == {"web": "r/web:7"}
+
+
+async def test_images_replace_those_of_the_containers_named(make_cloud: Any) -> None:
+    cloud = make_cloud(**app(templates=[{"id": 10, "images": {"web": "r/web:1", "log": "r/log:1"}}]))
+    result = await release(**WEB, images={"web": "r/web:2"})
+    assert result.images == {"web": "r/web:2", "log": "r/log:1"}
+    sent = json.loads(next(seen["body"] for seen in cloud.requests if seen["call"] == "upgrade"))
+    assert sent["images"] == result.images
+
+
+async def test_a_cloud_without_the_optional_fields_gives_weak_evidence(make_cloud: Any) -> None:
+    cloud = make_cloud(optional_fields=False)
+    result = await release(deployment="qapm-api")
+    assert (result.outcome, result.evidence) == (Outcome.RELEASED, "weak")
+    assert all(truth["rolled_out"] for truth in cloud.truth("qapm-api"))
+
+
+@pytest.mark.parametrize("optional_fields", [True, False])
+async def test_a_release_that_changes_nothing_is_released(make_cloud: Any, optional_fields: bool) -> None:
+    cloud = make_cloud(optional_fields=optional_fields, **app(online={"c1": 10}))
+    assert (await release(**WEB)).outcome is Outcome.RELEASED
+    assert writes(cloud) == ["template 11", "publish 11 to c1"]
+
+
+async def test_zero_replicas_are_released_when_no_pod_is_left(make_cloud: Any) -> None:
+    make_cloud(**app(clusters={"c1": 0}))
+    (cluster,) = (await release(**WEB)).clusters
+    assert (cluster.replicas, cluster.ready) == (0, 0)
+
+
+# ---- refused before anything is written ---------------------------------------------------------
+
+BAD: dict[str, tuple[dict[str, Any], type[RolloutError], str]] = {
+    "unknown app": ({"app_id": 99}, AppNotFoundError, "'99'"),
+    "app id with a slash": ({"app_id": "a/b"}, AppNotFoundError, "'a/b'"),
+    "app id that climbs": ({"app_id": "../.."}, AppNotFoundError, "'../..'"),
+    "app id that is encoded": ({"app_id": "%2e"}, AppNotFoundError, "'%2e'"),
+    "app id with a query": ({"app_id": "3290?x=1"}, AppNotFoundError, "'3290?x=1'"),
+    "app id that is an emoji": ({"app_id": "🚀"}, AppNotFoundError, "'🚀'"),
+    "app id of 10,000 characters": ({"app_id": "x" * 10_000}, InputError, "253"),
+    "unknown deployment": ({"deployment": "qapm-hom"}, DeploymentNotFoundError, "qapm-home"),
+    "deployment with a slash": ({"deployment": "a/b"}, DeploymentNotFoundError, "a/b"),
+    "unknown template": ({"template_id": 99}, TemplateNotFoundError, "'99'"),
+    "template id with blanks": ({"template_id": " 1343169"}, InputError, "template_id"),
+    "template id with a zero in front": ({"template_id": "01343169"}, TemplateNotFoundError, "01343169"),
+    "template of another deployment": ({"template_id": 1343161}, ForeignTemplateError, "1343161"),
+    "unknown cluster": ({"clusters": ["pub-nowhere"]}, ClusterNotFoundError, "pub-bjwdt"),
+    "unknown container": ({"images": {"web": "x:1"}}, ContainerNotFoundError, "qapm-home"),
+    "unknown kind of target": ({"target": "nothing/default"}, ConfigurationError, "container-cloud"),
+    "a block that is no target": ({"target": "secret/default"}, ConfigurationError, "container-cloud"),
+    "target that nobody saved": ({"target": "container-cloud/other"}, ConfigurationError, "configure"),
+}
+
+
+@pytest.mark.parametrize(("parameters", "kind", "says"), BAD.values(), ids=BAD)
+async def test_bad_input_ends_before_anything_is_written(
+    cloud: Cloud, parameters: dict[str, Any], kind: type[RolloutError], says: str
+) -> None:
+    error = await failure(kind, **parameters)
+    assert says in str(error)
+    assert len(str(error)) < 1000
+    assert cloud.record == []
+
+
+DEPLOYMENTS: dict[str, tuple[dict[str, Any], type[RolloutError]]] = {
+    "empty metaData": ({"metaData": ""}, MetaDataError),
+    "metaData that is no JSON": ({"metaData": "{clusters"}, MetaDataError),
+    "metaData of another shape": ({"metaData": '{"clusters": ["c1"]}'}, MetaDataError),
+    "metaData without clusters": ({"metaData": "{}"}, MetaDataError),
+    "metaData without replicas": ({"metaData": '{"clusters": {"c1": {"name": "c1"}}}'}, MetaDataError),
+    "metaData nested 10,000 deep": ({"metaData": '{"a":' * 10_000 + "1" + "}" * 10_000}, MetaDataError),
+    "no template": ({"templates": []}, NoTemplateError),
+    "template that is no JSON": ({"templates": [{"id": 1, "template": "{"}]}, UnreadableTemplateError),
+    "template that is no Deployment": (
+        {"templates": [{"id": 1, "template": {"kind": "StatefulSet", "spec": {"template": {"spec": {}}}}}]},
+        UnreadableTemplateError,
+    ),
+    "template without containers": (
+        {
+            "templates": [
+                {"id": 1, "template": '{"kind":"Deployment","spec":{"template":{"spec":{"containers":[]}}}}'}
+            ]
+        },
+        ContainerNotFoundError,
+    ),
+}
+
+
+@pytest.mark.parametrize(("deployment", "kind"), DEPLOYMENTS.values(), ids=DEPLOYMENTS)
+async def test_a_deployment_that_cannot_be_released_ends_before_anything_is_written(
+    make_cloud: Any, deployment: dict[str, Any], kind: type[RolloutError]
+) -> None:
+    cloud = make_cloud(**app(**deployment))
+    error = await failure(kind, **WEB)
+    assert len(str(error)) < 1000
+    assert cloud.record == []
+
+
+async def test_metadata_of_50_mb_is_refused_without_being_held(make_cloud: Any) -> None:
+    cloud = make_cloud(**app(metaData="x" * 50_000_000))
+    error = await failure(RolloutError, **WEB)
+    assert "longer than 32 MiB" in str(error)
+    assert cloud.record == []
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"), [("K8S_SECRET_KEY", "wrong-secret-7"), ("K8S_KEY_ID", "unknown-key")]
+)
+async def test_a_wrong_key_is_refused_once_and_not_shown(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    error = await failure(AuthenticationError)
+    assert len(cloud.requests) == 1
+    assert cloud.record == []
+    assert "wrong-secret-7" not in str(error)
+    assert error.result is not None
+    assert error.result.outcome is Outcome.FAILED
+
+
+async def test_a_skewed_clock_is_named(cloud: Cloud) -> None:
+    cloud.faults({"kind": "status", "status": 401, "sub_code": 401004, "message": "时钟偏差"})
+    error = await failure(AuthenticationError)
+    assert "clock" in str(error)
+    assert "时钟偏差" in str(error)
+
+
+# ---- faults on the wire -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "call", ["app", "deployments", "templates", "upgrade", "publish", "online", "status"]
+)
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"kind": "reset_before"},
+        {"kind": "reset_after"},
+        {"kind": "status", "status": 500, "takes_effect": True},
+        {"kind": "status", "status": 503, "retry_after": "0"},
+        {"kind": "cut"},
+        {"kind": "html"},
+    ],
+    ids=lambda fault: fault["kind"] + str(fault.get("status", "")),
+)
+@pytest.mark.parametrize("idempotency", [True, False])
+async def test_one_fault_anywhere_costs_a_try_and_nothing_twice(
+    make_cloud: Any, call: str, fault: dict[str, Any], idempotency: bool
+) -> None:
+    cloud = make_cloud(idempotency=idempotency, faults=[{**fault, "call": call, "nth": 1}])
+    assert (await release()).outcome is Outcome.RELEASED
+    assert [seen["fault"] for seen in cloud.requests if seen["fault"]] == [fault["kind"]]
+    assert writes(cloud) == ["template 1343170", "publish 1343170 to pub-bjwdt"]
+
+
+async def test_another_publish_that_is_running_is_waited_for(make_cloud: Any) -> None:
+    cloud = make_cloud(
+        faults=[{"call": "publish", "nth": 1, "kind": "status", "status": 409, "sub_code": 409001}]
+    )
+    assert (await release()).outcome is Outcome.RELEASED
+    assert writes(cloud) == ["template 1343170", "publish 1343170 to pub-bjwdt"]
+
+
+async def test_a_fault_that_stays_ends_the_step_with_its_own_error(cloud: Cloud) -> None:
+    cloud.faults({"kind": "status", "status": 500, "call": "upgrade", "message": "数据库错误"})
+    error = await failure(ServerFaultError)
+    assert error.step == "upgrade deployment"
+    assert "数据库错误" in str(error)
+    assert len([seen for seen in cloud.requests if seen["call"] == "upgrade"]) == 6
+    assert cloud.record == []
+
+
+async def test_retry_after_is_waited_for_before_the_next_try(cloud: Cloud) -> None:
+    cloud.faults({"kind": "status", "status": 429, "retry_after": "1", "call": "app", "nth": 1})
+    await release()
+    first, second = [seen["at"] for seen in cloud.requests if seen["call"] == "app"]
+    assert second - first >= 1 * 20  # simulated seconds pass twenty times as fast
+
+
+async def test_a_platform_that_asks_to_wait_too_long_ends_the_step(cloud: Cloud) -> None:
+    cloud.faults({"kind": "status", "status": 503, "retry_after": "3600", "call": "app"})
+    error = await failure(OverloadedError)
+    assert error.retry_after == 3600
+    assert len(cloud.requests) == 1
+
+
+# ---- started, and not ended well ----------------------------------------------------------------
+
+SHORT = {"poll_seconds": 0.05, "poll_attempts": 20}
+NEVER_GREEN = ["bad-image", "crash-loop", "never-ready", "no-pods"]
+
+
+@pytest.mark.parametrize("optional_fields", [True, False])
+@pytest.mark.parametrize("deployment", NEVER_GREEN)
+async def test_pods_that_do_not_get_ready_time_the_release_out(
+    make_cloud: Any, deployment: str, optional_fields: bool
+) -> None:
+    cloud = make_cloud(optional_fields=optional_fields)
+    error = await failure(ReleaseTimedOutError, deployment=deployment, **SHORT)
+    assert "pub-bjwdt" in str(error)
+    assert error.result is not None
+    assert error.result.outcome is Outcome.TIMED_OUT
+    assert error.result.clusters[0].published
+    assert not cloud.truth(deployment)[0]["rolled_out"]
+    polls = [seen for seen in cloud.requests if seen["call"] == "status"]
+    assert len(polls) <= 1 + SHORT["poll_attempts"]  # the first looks at what stood before
+
+
+async def test_a_time_out_names_the_pods_that_wait(cloud: Cloud) -> None:
+    error = await failure(ReleaseTimedOutError, deployment="bad-image", **SHORT)
+    waiting = error.data["not_ready"]["pub-bjwdt"]
+    pending = [pod["pod"] for pod in waiting if pod["state"] == "Pending"]
+    assert pending
+    assert f"{pending[0]}: Pending" in str(error)
+
+
+async def test_a_refused_quota_is_a_failure_with_the_clouds_words(cloud: Cloud) -> None:
+    error = await failure(QuotaExceededError, deployment="no-quota")
+    assert "配额不足" in str(error)
+    assert (error.step, error.data["cluster"]) == ("publish deployment", "pub-bjwdt")
+    assert error.result is not None
+    assert [c.published for c in error.result.clusters] == [False]
+
+
+async def test_a_cluster_that_is_down_leaves_the_others_story_told(cloud: Cloud) -> None:
+    error = await failure(ServerFaultError, deployment="cluster-down")
+    assert error.data["cluster"] == "pub-bjyt"
+    assert error.result is not None
+    assert [(c.cluster, c.published) for c in error.result.clusters] == [
+        ("pub-bjwdt", True),
+        ("pub-bjyt", False),
+    ]
+    assert len(cloud.record) == 2
+
+
+async def test_a_failed_run_has_a_report_that_says_why(cloud: Cloud) -> None:
+    error = await failure(ReleaseTimedOutError, deployment="bad-image", **SHORT)
+    assert error.result is not None
+    run_id = UUID(error.result.release_id)
+    async with get_client() as client:
+        run = await client.read_flow_run(run_id)
+        (artifact,) = [
+            artifact
+            for artifact in await client.read_artifacts(
+                artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+            )
+            if artifact.type == "markdown"
+        ]
+    assert run.state is not None
+    assert run.state.is_failed()
+    assert "wait for pods" in (run.state.message or "")
+    assert "⏱️ bad-image timed out" in str(artifact.data)
+    assert "What to do" in str(artifact.data)
+
+
+async def test_polls_that_fail_are_tried_again_at_the_next_tick(cloud: Cloud) -> None:
+    cloud.faults({"call": "status", "kind": "status", "status": 502, "html": True, "nth": [2, 3, 5]})
+    assert (await release()).outcome is Outcome.RELEASED
+
+
+async def test_a_cloud_that_says_nothing_any_more_is_a_time_out_that_says_so(cloud: Cloud) -> None:
+    cloud.faults({"call": "status", "kind": "reset_before", "nth": list(range(2, 500))})
+    error = await failure(ReleaseTimedOutError, **SHORT)
+    assert "the last poll was not answered" in str(error)
+    assert "no status is reported" in str(error)
+
+
+# ---- again --------------------------------------------------------------------------------------
+
+
+async def test_a_second_release_of_the_same_thing_is_a_release_of_its_own(cloud: Cloud) -> None:
+    await release()
+    second = await release()
+    assert second.clusters[0].template_before == 1343170
+    assert second.template_id == 1343171

@@ -1,0 +1,187 @@
+import contextlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from prefect_rollout.errors import InputError, MetaDataError, UnreadableTemplateError
+from prefect_rollout.models import (
+    App,
+    ClusterStatus,
+    Deployment,
+    MetaData,
+    ReleaseRequest,
+    Template,
+    Workload,
+    newest_first,
+)
+
+ARTICLE = Path(__file__).parent / "data" / "article"
+
+
+def article(name: str) -> str:
+    return (ARTICLE / f"{name}.json").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("model", "name"), [(App, "app"), (MetaData, "metadata"), (Workload, "template")])
+def test_the_articles_payload_comes_back_as_it_went_in(model: type[BaseModel], name: str) -> None:
+    payload = json.loads(article(name))
+    read = model.model_validate(payload)
+    assert read.model_dump(mode="json", by_alias=True, exclude_unset=True) == payload
+
+
+def test_the_articles_metadata_is_read_in_its_words() -> None:
+    meta = MetaData.parse(article("metadata"))
+    assert meta.wanted_replicas("pub-bjwdt") == 1
+    assert meta.in_place is False
+    assert meta.network_type == "classic"
+    assert meta.strategy is not None
+    assert meta.strategy.rolling_update is not None
+    assert meta.strategy.rolling_update.max_surge == "25%"
+    assert meta.clusters is not None
+    cluster = meta.clusters["pub-bjwdt"]
+    assert cluster is not None
+    assert cluster.host_group == "default"
+    assert cluster.log_topic is not None
+    assert cluster.log_topic.name == "k8s_deployment_qdgc_qapm-home"
+    assert meta.idcs is not None
+    assert (meta.idcs[0].area, meta.idcs[0].idc_names, meta.idcs[0].vpc) == ("北京", ["bjwdt"], {})
+
+
+def test_the_articles_template_names_its_image() -> None:
+    template = Template(id=1343169, template=article("template"))
+    assert template.workload.images == {
+        "qapm-home": "harbor.qihoo.net/qdgc-qapm/qapm-web:202407291835-ddc95a7"
+    }
+
+
+def test_unknown_keys_are_kept_at_every_depth() -> None:
+    payload = {"cluster": "c", "pods": [{"name": "p", "state": "Running", "qos": {"a": [1]}}], "zone": 7}
+    dumped = ClusterStatus.model_validate(payload).model_dump(by_alias=True, exclude_unset=True)
+    assert dumped == payload
+
+
+def test_the_clusters_own_replica_goes_before_the_older_place() -> None:
+    meta = MetaData.parse(
+        '{"replicas": {"a": 1, "b": 2}, "clusters": {"a": {"replica": 5}, "b": {}, "c": null}}'
+    )
+    assert [meta.wanted_replicas(c) for c in "abc"] == [5, 2, None]
+
+
+def test_zero_replicas_are_not_unknown_replicas() -> None:
+    meta = MetaData.parse('{"clusters": {"a": {"replica": 0}, "b": {}}}')
+    assert meta.wanted_replicas("a") == 0
+    assert meta.wanted_replicas("b") is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        None,
+        "",
+        "   ",
+        "{",
+        "nonsense",
+        "[]",
+        "null",
+        '"text"',
+        '{"clusters": []}',
+        '{"clusters": {"a": {"replica": "1"}}}',
+        '{"clusters": {"a": {"replica": true}}}',
+        '{"clusters": {"a": {"replica": -1}}}',
+        '{"replicas": {"a": 1.5}}',
+        '{"inPlace": {}}',
+        "[" * 10_000 + "]" * 10_000,
+        '{"a":' * 10_000 + "1" + "}" * 10_000,
+    ],
+)
+def test_metadata_that_cannot_be_used_is_an_error_of_ours(text: str | None) -> None:
+    with pytest.raises(MetaDataError) as caught:
+        MetaData.parse(text)
+    assert len(str(caught.value)) < 1000
+
+
+@given(st.text() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
+def test_no_metadata_raises_anything_but_our_error(text: str) -> None:
+    with contextlib.suppress(MetaDataError):
+        MetaData.parse(text)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [None, "", "{", "[]", '{"kind": "Deployment"}', '{"kind": "Deployment", "spec": {"template": {}}}'],
+)
+def test_a_template_that_is_no_workload_is_unreadable(text: str | None) -> None:
+    with pytest.raises(UnreadableTemplateError, match="template 7"):
+        _ = Template(id=7, template=text).workload
+
+
+def test_a_template_of_another_kind_is_named_in_the_error() -> None:
+    text = '{"kind": "StatefulSet", "spec": {"template": {"spec": {"containers": []}}}}'
+    with pytest.raises(UnreadableTemplateError, match="'StatefulSet', not a Deployment"):
+        _ = Template(id=7, template=text).workload
+
+
+def test_containers_without_a_name_or_an_image_are_passed_over() -> None:
+    containers = [{"name": "a", "image": "x:1"}, {"name": "b"}, {"image": "y:1"}, None]
+    workload = {"kind": "Deployment", "spec": {"template": {"spec": {"containers": containers}}}}
+    assert Template(id=1, template=json.dumps(workload)).workload.images == {"a": "x:1"}
+
+
+def test_ids_sort_by_number_and_not_by_letter() -> None:
+    assert max([9, "10", 8], key=newest_first) == "10"
+    assert Deployment(id="7", name="x").id == "7"
+
+
+GOOD = {"app_id": 3290, "deployment": "qapm-home"}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("app_id", ""),
+        ("app_id", -1),
+        ("app_id", True),
+        ("app_id", ".."),
+        ("app_id", "."),
+        ("app_id", "x" * 10_000),
+        ("app_id", "a\nb"),
+        ("deployment", ""),
+        ("deployment", "x" * 254),
+        ("deployment", "a\x1b[31m"),
+        ("template_id", ".."),
+        ("template_id", 1.5),
+        ("target", "container-cloud"),
+        ("target", "a/b/c"),
+        ("target", "../../etc"),
+        ("clusters", ["a,b"]),
+        ("clusters", ["a", "a"]),
+        ("clusters", [""]),
+        ("clusters", "pub-bjwdt"),
+        ("images", {"a": ""}),
+        ("images", {"a": "two words"}),
+        ("reason", "x" * 1001),
+        ("poll_seconds", 0),
+        ("poll_seconds", float("nan")),
+        ("poll_attempts", 0),
+        ("surprise", 1),
+    ],
+)
+def test_a_bad_value_is_refused_by_the_fields_name(field: str, value: object) -> None:
+    with pytest.raises(InputError, match=field) as caught:
+        ReleaseRequest.of(**{**GOOD, field: value})
+    assert caught.value.data["field"] == field
+    assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("app_id", [3290, "3290", "a/b", "../..", "%2e", "3290?x=1", "🚀"])
+def test_an_odd_id_is_passed_on_for_the_platform_to_judge(app_id: int | str) -> None:
+    assert ReleaseRequest.of(**{**GOOD, "app_id": app_id}).app_id == app_id
+
+
+def test_empty_text_asks_for_the_newest_template() -> None:
+    assert ReleaseRequest.of(**GOOD, template_id="").template_id == ""
+    assert ReleaseRequest.of(**GOOD).template_id is None
