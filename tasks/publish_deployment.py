@@ -36,7 +36,7 @@ async def publish_deployment(
         QuotaExceededError: the namespace's quota does not suffice.
         ConflictError: another publish of this deployment and cluster is running.
     """
-    tell(Progress("publish deployment", "running", f"{cluster}: {replicas} replicas"))
+    tell(Progress("publish deployment", "running", f"{cluster}, replicas {replicas}"))
     async with open_target(target) as platform:
         if may_have_run_before():
             for online in await platform.online(deployment):

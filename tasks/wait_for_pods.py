@@ -73,17 +73,16 @@ async def wait_for_pods(
 
 
 def _timed_out(verdict: Verdict, unanswered: PlatformError | None, seconds: float) -> ReleaseTimedOutError:
-    waiting = {
-        cluster.cluster: [{"pod": pod.name, "state": pod.state} for pod in cluster.not_ready]
-        for cluster in verdict.clusters
-        if not cluster.released
-    }
-    count = sum(len(pods) for pods in waiting.values())
+    missing = sum(max(0, cluster.wanted - cluster.ready) for cluster in verdict.clusters)
+    count = f"{missing} {'pod is' if missing == 1 else 'pods are'} not ready"
     last = f"; the last poll was not answered: {unanswered.problem}" if unanswered else ""
     error = ReleaseTimedOutError(
-        f"after {seconds:.0f} s {count} {'pod is' if count == 1 else 'pods are'} not ready: "
-        f"{verdict.explain()}{last}",
-        not_ready=waiting,
+        f"after {seconds:.0f} s {count if missing else 'the rollout is not over'}: {verdict.explain()}{last}",
+        not_ready={
+            cluster.cluster: [{"pod": pod.name, "state": pod.state} for pod in cluster.not_ready]
+            for cluster in verdict.clusters
+            if not cluster.released
+        },
     )
     error.verdict = verdict
     return error

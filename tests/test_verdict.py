@@ -72,7 +72,7 @@ NOT_RELEASED: dict[str, tuple[Expected, list[ClusterStatus | None], str]] = {
     "an old pod terminates": (
         expected(),
         [status([*NEW, *pods(old_1="Terminating")])] * 2,
-        "1 old pod left (old-1: Terminating)",
+        "1 old pod left (old old-1: Terminating)",
     ),
     "one of two is ready": (
         expected(),

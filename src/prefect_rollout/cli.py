@@ -8,6 +8,7 @@ import asyncio
 import json
 import os
 import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ app = App(
     help="Releases applications on a container cloud as Prefect flows.",
     version=version("prefect-rollout"),
     help_format="plaintext",
+    suppress_keyboard_interrupt=False,  # main says what an interrupt leaves behind
 )
 
 
@@ -56,12 +58,22 @@ def demo() -> int:
         err.print("Releasing the deployment qapm-home of app 3290 with Prefect's embedded API.")
         request = ReleaseRequest.of(app_id=3290, deployment="qapm-home", reason="demo")
         code = _release(request)
-    home = shlex.quote(str(embedded.DEMO_HOME))
-    err.print("\n[bold]Try next[/bold]")
-    err.print("  in one shell, a cloud that keeps running:  prefect-rollout simulate")
-    err.print("  in another, after the exports it prints:   prefect-rollout deploy --deployment bad-image")
-    err.print(f"  this release in the Prefect UI:            PREFECT_HOME={home} prefect server start")
+    ours, prefect = _command("prefect-rollout"), _command("prefect")
+    for line in (
+        "",
+        "Try next:",
+        f"  {ours} simulate    in one shell: a cloud that keeps running, and what to export",
+        f"  {ours} deploy --deployment bad-image    in another: a release that fails, and says why",
+        f"  PREFECT_HOME={shlex.quote(str(embedded.DEMO_HOME))} {prefect} server start    "
+        "this release in the Prefect UI",
+    ):
+        err.print(line, markup=False, soft_wrap=True)
     return code
+
+
+def _command(name: str) -> str:
+    """How `name` is called from this shell: bare where it is on the path, else from beside Python."""
+    return name if shutil.which(name) else shlex.quote(str(Path(sys.executable).with_name(name)))
 
 
 @app.command
@@ -102,6 +114,7 @@ def configure(
         os.environ["K8S_SECRET_KEY"] = _ask("K8S_SECRET_KEY", "Secret key (not shown)", secret=True)
     app_id = app_id or _ask("K8S_APP_ID", "App id to try it with")
     try:
+        embedded.reach()
         asyncio.run(_configure(name, app_id))
     except RolloutError as error:
         _complain(error)
@@ -187,13 +200,20 @@ def _images(given: list[str] | None) -> dict[str, str] | None:
 def _release(request: ReleaseRequest, stdout: TextIO | None = None) -> int:
     """Runs the flow in this process, shows its steps, says how it ended, returns the exit code."""
     err.print(f"Prefect API: {embedded.api_in_use()}", markup=False, soft_wrap=True)
+    if embedded.in_use():
+        err.print("It starts with this command, which takes some seconds, and ends with it.")
+    from prefect.exceptions import TerminationSignal
+
     result: ReleaseResult | None = None
     error: RolloutError | None = None
     try:
+        embedded.reach()
         with LiveSteps(err).showing():
             result = asyncio.run(_run_flow(request))
     except RolloutError as failure:
         result, error = failure.result, failure
+    except TerminationSignal as signalled:  # Prefect's word for SIGTERM
+        raise KeyboardInterrupt from signalled
     return _end(result, error, stdout)
 
 
@@ -280,6 +300,6 @@ def main() -> None:
         _complain(error)
         code = WRONG_USE
     except KeyboardInterrupt:
-        err.print("\nInterrupted.")
+        err.print("\nInterrupted. What was published by now stays published.")
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

@@ -5,9 +5,15 @@ Call `prepare` or `isolate` before Prefect is imported: it reads its settings fr
 
 import asyncio
 import os
+import signal
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from uuid import UUID
+
+from prefect_rollout.errors import ConfigurationError
+from prefect_rollout.text import one_line
 
 # Defaults for a run from the command line; whoever sets a variable keeps it.
 _DEFAULTS = {
@@ -44,11 +50,56 @@ def isolate(home: Path) -> None:
     prepare()
 
 
+def in_use() -> bool:
+    """Whether no Prefect API is configured, so that Prefect embeds one."""
+    from prefect.settings import PREFECT_API_URL
+
+    return not PREFECT_API_URL.value()
+
+
 def api_in_use() -> str:
     """Which Prefect API the process speaks to, for a person to read."""
     from prefect.settings import PREFECT_API_URL, PREFECT_HOME
 
-    return PREFECT_API_URL.value() or f"Prefect's embedded API in {PREFECT_HOME.value()}"
+    return PREFECT_API_URL.value() or f"embedded, in {PREFECT_HOME.value()}"
+
+
+def reach() -> None:
+    """Makes sure that the Prefect API answers; an embedded one is started, and ends with this process.
+
+    Left to itself, Prefect starts it inside the flow. Then Ctrl-C, which a terminal sends to every
+    process of the command, ends the API first, and the flow waits for it in vain.
+
+    Raises:
+        ConfigurationError: the configured API does not answer.
+    """
+    from prefect import get_client
+    from prefect.server.api.server import SubprocessASGIServer
+
+    if in_use():
+        with _spared_from_ctrl_c():
+            SubprocessASGIServer().start()
+        return
+    with get_client(sync_client=True) as client:
+        problem = client.api_healthcheck()
+    if problem:
+        raise ConfigurationError(
+            f"the Prefect API {api_in_use()} does not answer: {one_line(problem, 120)}",
+            advice="Start it, or correct PREFECT_API_URL; unset, an embedded API is used.",
+        )
+
+
+@contextmanager
+def _spared_from_ctrl_c() -> Iterator[None]:
+    """Has processes that are started within never see SIGINT: a blocked signal is inherited so."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows, where Ctrl-C goes other ways
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 async def settle(flow_run_id: UUID | None, seconds: float = 10) -> None:
@@ -60,9 +111,8 @@ async def settle(flow_run_id: UUID | None, seconds: float = 10) -> None:
     from prefect import get_client
     from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
     from prefect.events.worker import EventsWorker
-    from prefect.settings import PREFECT_API_URL
 
-    if PREFECT_API_URL.value() or flow_run_id is None:
+    if not in_use() or flow_run_id is None:
         return
     until = time.monotonic() + seconds
     await asyncio.to_thread(EventsWorker.drain_all, timeout=seconds)

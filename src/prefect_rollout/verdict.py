@@ -42,7 +42,8 @@ class Expected(BaseModel):
 class ClusterVerdict(BaseModel):
     """The verdict on one cluster: what is `missing` until it is released, or nothing.
 
-    `pods` are all that the platform listed, `not_ready` those that stand in the way.
+    `pods` are all that the platform listed; new pods that are `not_ready` and `old` ones stand in the
+    way.
     """
 
     cluster: str
@@ -50,6 +51,7 @@ class ClusterVerdict(BaseModel):
     ready: int = 0
     missing: list[str] = []
     not_ready: list[Pod] = []
+    old: list[Pod] = []
     pods: list[Pod] = []
     strong: bool = False
 
@@ -85,10 +87,8 @@ class Verdict(BaseModel):
         for cluster in self.clusters:
             if cluster.released:
                 continue
-            pods = [
-                f"{one_line(pod.name, 80)}: {one_line(pod.state or 'no state', 40)}"
-                for pod in cluster.not_ready
-            ]
+            pods = [_described(pod) for pod in cluster.not_ready]
+            pods += [f"old {_described(pod)}" for pod in cluster.old]
             more = f" and {len(pods) - most} more" if len(pods) > most else ""
             listed = f" ({'; '.join(pods[:most])}{more})" if pods else ""
             parts.append(f"{one_line(cluster.cluster, 60)}: {', '.join(cluster.missing)}{listed}")
@@ -131,7 +131,7 @@ def _judge_cluster(
     # A new pod that was evicted and replaced stays listed. Revisions tell it from its successor.
     waiting = [pod for pod in new if pod.state != RUNNING and not (verdict.strong and pod.state in FINISHED)]
     verdict.ready = len(ready)
-    verdict.not_ready = waiting + old
+    verdict.not_ready, verdict.old = waiting, old
     if not pods and expected.replicas:
         verdict.missing.append("no pod is listed")
     elif len(ready) != expected.replicas:
@@ -194,6 +194,10 @@ def _stands(pods: Sequence[Pod], before: ClusterStatus | None, expected: Expecte
     return {(pod.name, pod.state) for pod in pods} == {
         (pod.name, pod.state) for pod in _standing(before, expected)
     }
+
+
+def _described(pod: Pod) -> str:
+    return f"{one_line(pod.name, 80)}: {one_line(pod.state or 'no state', 40)}"
 
 
 def _pods(pods: Sequence[Pod]) -> str:

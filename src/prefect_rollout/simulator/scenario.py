@@ -7,6 +7,7 @@ unless a field says otherwise.
 import json
 from collections.abc import Iterable
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -176,23 +177,24 @@ class DeploymentSpec(ScenarioModel):
         """The clusters that it may be published to."""
         if self.clusters is not None:
             return list(self.clusters)
-        clusters = self._meta().get("clusters")
+        clusters = self.parsed_meta_data.get("clusters")
         return list(clusters) if isinstance(clusters, dict) else []
 
     def meta_text(self) -> str:
         """The metaData as the JSON text that the cloud serves."""
         if isinstance(self.meta_data, str):
             return self.meta_data
-        return json.dumps(self._meta(), ensure_ascii=False)
+        return json.dumps(self.parsed_meta_data, ensure_ascii=False)
 
     def replicas(self, cluster: str) -> int:
-        """How many pods run in `cluster` at the start; 1 where the metaData does not say."""
-        meta = self._meta()
-        newer, older = meta.get("clusters"), meta.get("replicas")
+        """How many pods run in `cluster` at the start; 1 where nothing says."""
+        newer, older = self.parsed_meta_data.get("clusters"), self.parsed_meta_data.get("replicas")
         entry = newer.get(cluster) if isinstance(newer, dict) else None
+        spec = (self.clusters or {}).get(cluster)
         for found in (
             entry.get("replica") if isinstance(entry, dict) else None,
             older.get(cluster) if isinstance(older, dict) else None,
+            spec and spec.replica,
         ):
             if isinstance(found, int) and 0 <= found <= 1000:
                 return found
@@ -200,14 +202,16 @@ class DeploymentSpec(ScenarioModel):
 
     def rolling(self) -> tuple[object, object, bool]:
         """`(maxSurge, maxUnavailable, inPlace)` of the metaData, as they stand there."""
-        meta = self._meta()
+        meta = self.parsed_meta_data
         strategy = meta.get("strategy")
         bounds = strategy.get("rollingUpdate") if isinstance(strategy, dict) else None
         if not isinstance(bounds, dict):
             bounds = {}
         return bounds.get("maxSurge"), bounds.get("maxUnavailable"), meta.get("inPlace") is True
 
-    def _meta(self) -> dict[str, Any]:
+    @cached_property
+    def parsed_meta_data(self) -> dict[str, Any]:
+        """The metaData as an object; empty where it is unreadable."""
         if self.meta_data is None:
             return article.meta_data(
                 self.name,

@@ -139,13 +139,18 @@ def build_apps(scenario: Scenario) -> dict[int, App]:
     """
     apps: dict[int, App] = {}
     for spec in scenario.apps:
+        texts = {
+            template.id: template.text(deployment.name, spec.name, spec.namespace)
+            for deployment in spec.deployments
+            for template in deployment.templates
+        }
         for copy in range(spec.copies):
-            app = _build_app(spec, copy, scenario.timings)
+            app = _build_app(spec, copy, scenario.timings, texts)
             apps[app.id] = app
     return apps
 
 
-def _build_app(spec: AppSpec, copy: int, timings: Timings) -> App:
+def _build_app(spec: AppSpec, copy: int, timings: Timings, texts: Mapping[int, str]) -> App:
     name = spec.name if copy == 0 else f"{spec.name}-{copy + 1}"
     app = App(spec.id + copy, name, spec.namespace)
     shift = copy * spec.template_stride
@@ -163,7 +168,7 @@ def _build_app(spec: AppSpec, copy: int, timings: Timings) -> App:
                 id=template.id + shift,
                 deployment_id=deployment.id,
                 name=deployment.name,
-                text=template.text(deployment.name, spec.name, spec.namespace),
+                text=texts[template.id],
                 description=template.description,
                 create_time=template.create_time,
                 user=template.user,

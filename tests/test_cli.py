@@ -1,0 +1,266 @@
+"""The command line as its users call it: real processes, a real Prefect server, real sockets."""
+
+import json
+import os
+import signal
+import subprocess
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from support import BIN, Cloud
+
+COMMAND = BIN / "prefect-rollout"
+
+
+def environment(home: Path, **variables: str) -> dict[str, str]:
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("PREFECT_HOME", "PREFECT_LOGGING", "K8S_"))
+    }
+    return {**kept, "HOME": str(home), **variables}
+
+
+def call(
+    *arguments: str, home: Path, timeout: float = 120, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [COMMAND, *arguments],
+        env=environment(home, **variables),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+
+
+def deploy(
+    cloud: Cloud, server: str, home: Path, *arguments: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    return call(
+        "deploy",
+        *arguments,
+        "--poll-seconds",
+        "0.1",
+        home=home,
+        **{**cloud.environment, "PREFECT_API_URL": server, **variables},
+    )
+
+
+HOME_APP = ["--app-id", "3290", "--deployment", "qapm-home"]
+
+
+def test_help_names_the_commands(tmp_path: Path) -> None:
+    shown = call("--help", home=tmp_path)
+    assert shown.returncode == 0
+    for command in ("demo", "simulate", "configure", "deploy"):
+        assert f" {command} " in shown.stdout
+
+
+def test_a_release_prints_one_json_object_and_nothing_else(
+    cloud: Cloud, prefect_server: str, tmp_path: Path
+) -> None:
+    ended = deploy(cloud, prefect_server, tmp_path, *HOME_APP, "--json", "--reason", "测试")
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout)
+    assert (result["outcome"], result["deployment"], result["template_id"]) == (
+        "released",
+        "qapm-home",
+        1343170,
+    )
+    assert result["images"] == {"qapm-home": "harbor.qihoo.net/qdgc-qapm/qapm-web:202407291835-ddc95a7"}
+    assert [(c["cluster"], c["replicas"], c["ready"]) for c in result["clusters"]] == [("pub-bjwdt", 1, 1)]
+    assert "8/8 report release done" in ended.stderr
+    assert "Released: qapm-home runs template 1343170" in ended.stderr
+    assert len(cloud.record) == 2
+
+
+def test_app_deployment_and_template_default_to_the_articles_variables(
+    cloud: Cloud, prefect_server: str, tmp_path: Path
+) -> None:
+    variables = {"K8S_APP_ID": "3290", "K8S_DEPLOY_NAME": "qapm-home", "K8S_TEMPLATE_ID": "1342977"}
+    ended = deploy(cloud, prefect_server, tmp_path, "--json", **variables)
+    assert json.loads(ended.stdout)["base_template_id"] == 1342977
+    ended = deploy(cloud, prefect_server, tmp_path, "--json", **{**variables, "K8S_TEMPLATE_ID": ""})
+    assert json.loads(ended.stdout)["base_template_id"] == 1343170
+
+
+@pytest.mark.parametrize(
+    ("deployment", "code", "outcome", "says"),
+    [
+        ("bad-image", 3, "timed-out", "Pending"),
+        ("crash-loop", 3, "timed-out", "ContainersNotReady"),
+        ("never-ready", 3, "timed-out", "0 of 2 new pods ready"),
+        ("no-pods", 3, "timed-out", "no pod is listed"),
+        ("no-quota", 1, "failed", "配额不足"),
+        ("cluster-down", 1, "failed", "pub-bjyt"),
+        ("qapm-hom", 1, "failed", "qapm-home"),
+    ],
+)
+def test_a_release_that_does_not_end_well_says_why(
+    cloud: Cloud, prefect_server: str, tmp_path: Path, deployment: str, code: int, outcome: str, says: str
+) -> None:
+    ended = deploy(
+        cloud,
+        prefect_server,
+        tmp_path,
+        *("--app-id", "3290", "--deployment", deployment, "--json", "--poll-attempts", "15"),
+    )
+    assert ended.returncode == code, ended.stderr
+    result = json.loads(ended.stdout)
+    assert result["outcome"] == outcome
+    assert says in result["error"]["message"] + result["error"]["advice"]
+    assert says in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--app-id", "3290"], "--deployment"),
+        ([*HOME_APP, "--image", "web"], "container=image"),
+        ([*HOME_APP, "--image", "a=b", "--image", "a=c"], "twice"),
+        ([*HOME_APP, "--poll-attempts", "0"], "poll_attempts"),
+        ([*HOME_APP, "--poll-attempts", "many"], "many"),
+        ([*HOME_APP, "--cluster", "a,b"], "clusters"),
+        ([*HOME_APP, "--target", "nonsense"], "target"),
+        ([*HOME_APP, "--target", "nothing/default"], "container-cloud"),
+        ([*HOME_APP, "--nonsense"], "--nonsense"),
+        (["--app-id", "..", "--deployment", "qapm-home"], "app_id"),
+    ],
+)
+def test_wrong_use_ends_2_and_names_what_is_wrong(
+    cloud: Cloud, prefect_server: str, tmp_path: Path, arguments: list[str], says: str
+) -> None:
+    ended = deploy(cloud, prefect_server, tmp_path, *arguments, "--json")
+    assert ended.returncode == 2, ended.stderr
+    assert says in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert cloud.record == []
+
+
+def test_a_prefect_api_that_does_not_answer_is_a_matter_of_configuration(
+    cloud: Cloud, tmp_path: Path
+) -> None:
+    ended = deploy(cloud, "http://127.0.0.1:9/api", tmp_path, *HOME_APP, "--json")
+    assert ended.returncode == 2
+    assert json.loads(ended.stdout)["outcome"] == "failed"
+    assert "PREFECT_API_URL" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_configure_saves_a_block_that_deploy_then_uses(
+    cloud: Cloud, prefect_server: str, tmp_path: Path
+) -> None:
+    saved = call(
+        *("configure", "--name", "spare", "--app-id", "3290"),
+        home=tmp_path,
+        **cloud.environment,
+        PREFECT_API_URL=prefect_server,
+    )
+    assert saved.returncode == 0, saved.stderr
+    assert "app 3290 is qapm" in saved.stderr
+    assert "demo-secret" not in saved.stdout + saved.stderr
+    ended = call(
+        *("deploy", *HOME_APP, "--target", "container-cloud/spare", "--poll-seconds", "0.1"),
+        home=tmp_path,
+        PREFECT_API_URL=prefect_server,
+    )
+    assert ended.returncode == 0, ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("variables", "code", "says"),
+    [
+        ({"K8S_SECRET_KEY": ""}, 2, "K8S_SECRET_KEY"),
+        ({"K8S_API_URL": "http://example.com"}, 2, "http://"),
+        ({"K8S_SECRET_KEY": "wrong-secret-7"}, 1, "configure"),
+    ],
+)
+def test_configure_says_what_does_not_work(
+    cloud: Cloud, prefect_server: str, tmp_path: Path, variables: dict[str, str], code: int, says: str
+) -> None:
+    ended = call(
+        *("configure", "--name", "broken", "--app-id", "3290"),
+        home=tmp_path,
+        **{**cloud.environment, "PREFECT_API_URL": prefect_server, **variables},
+    )
+    assert ended.returncode == code, ended.stderr
+    assert says in ended.stderr
+    assert "wrong-secret-7" not in ended.stdout + ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_demo_releases_on_its_own_and_leaves_the_users_prefect_alone(tmp_path: Path) -> None:
+    before: dict[str, Any] = {
+        "PREFECT_API_URL": "http://127.0.0.1:9/api",
+        "K8S_API_URL": "http://127.0.0.1:9",
+    }
+    ended = call("demo", home=tmp_path, timeout=240, **before)
+    assert ended.returncode == 0, ended.stderr
+    for number in range(1, 9):
+        assert f"{number}/8 " in ended.stderr
+    assert "Released: qapm-home runs template 1343170" in ended.stderr
+    assert "simulate" in ended.stderr
+    assert [path.name for path in tmp_path.iterdir()] == [".prefect-rollout"]
+
+
+def test_an_interrupt_ends_the_command_and_all_it_started(cloud: Cloud, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [COMMAND, "deploy", "--app-id", "3290", "--deployment", "never-ready"],
+        env=environment(tmp_path, **cloud.environment),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # so that its process group is its alone, as a shell would have it
+    )
+    assert process.stderr
+    started: list[psutil.Process] = []
+    for line in process.stderr:
+        if "wait for pods running" in line:
+            started = psutil.Process(process.pid).children(recursive=True)
+            os.killpg(process.pid, signal.SIGINT)
+            break
+    assert started, "Prefect's embedded API is a process of its own"
+    said = process.stderr.read()
+    assert process.wait(60) == 130
+    assert "Interrupted" in said
+    assert "Traceback" not in said
+    assert psutil.wait_procs(started, timeout=20)[1] == []
+
+
+def test_the_simulator_serves_until_it_is_interrupted(tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [COMMAND, "simulate", "--port", "0"],
+        env=environment(tmp_path),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    exports = {}
+    for line in process.stderr:
+        if line.startswith("export "):
+            name, _, value = line.removeprefix("export ").strip().partition("=")
+            exports[name] = value
+        if "K8S_DEPLOY_NAME" in line:
+            break
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    said = process.stderr.read()
+    assert process.wait(20) == 0
+    assert "Traceback" not in said
+    assert exports["K8S_APP_ID"] == "3290"
+    assert exports["K8S_API_URL"].startswith("http://127.0.0.1:")
+
+
+def test_a_scenario_with_a_mistake_is_refused_by_its_field(tmp_path: Path) -> None:
+    (tmp_path / "scenario.yaml").write_text("apps: [{id: 1, nam: x}]\n")
+    ended = call("simulate", "--scenario", str(tmp_path / "scenario.yaml"), home=tmp_path)
+    assert ended.returncode == 2
+    assert "apps.0" in ended.stderr
+    assert "Traceback" not in ended.stderr
