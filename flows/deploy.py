@@ -33,42 +33,33 @@ def _first_name() -> str:
     return f"{one_line(parameters.get('deployment'), 80)} → {asked}"
 
 
-@flow(name="deploy-latest-image", flow_run_name=_first_name, persist_result=True, result_serializer="json")
+@flow(name="deploy-latest-image", flow_run_name=_first_name, persist_result=True)
 async def deploy_latest_image(
-    app_id: Annotated[int | str, Field(title="App id", description="Id of the app, such as 3290.")],
-    deployment: Annotated[
-        str, Field(title="Deployment", description="Exact name of the deployment, such as qapm-home.")
-    ],
-    template_id: Annotated[
-        int | str | None,
-        Field(title="Template id", description="Template to release from; empty for the newest."),
-    ] = None,
-    target: Annotated[
-        str,
-        Field(title="Target", description="Block with the platform's credentials, as type-slug/name."),
-    ] = "container-cloud/default",
-    clusters: Annotated[
-        list[str] | None,
-        Field(title="Clusters", description="Release only these; empty for all in the metaData."),
-    ] = None,
-    images: Annotated[
-        dict[str, str] | None,
-        Field(title="Images", description='Images that replace the template\'s: {"container": "image"}.'),
-    ] = None,
-    reason: Annotated[
-        str, Field(title="Reason", description="Why; kept in the template's description.")
-    ] = "",
-    poll_seconds: Annotated[
-        float, Field(title="Seconds between polls", description="Pods are looked at this often.", gt=0)
-    ] = 5,
-    poll_attempts: Annotated[
-        int, Field(title="Polls", description="Polls before the release counts as timed out.", ge=1)
-    ] = 20,
+    app_id: int | str,
+    deployment: str,
+    template_id: int | str | None = None,
+    target: str = "container-cloud/default",
+    clusters: list[str] | None = None,
+    images: dict[str, str] | None = None,
+    reason: str = "",
+    poll_seconds: Annotated[float, Field(gt=0, le=3600)] = 5,
+    poll_attempts: Annotated[int, Field(ge=1, le=100_000)] = 20,
 ) -> ReleaseResult:
     """Release a deployment: the images of a template, the newest by default, to all its clusters.
 
     The eight steps of the article, each a task that is retried by itself. The flow run is green only
     when every cluster runs the new template with the replicas wanted and nothing else.
+
+    Args:
+        app_id: Id of the app, such as 3290.
+        deployment: Exact name of the deployment, such as qapm-home.
+        template_id: Template to release from; empty for the newest.
+        target: Block with the platform's credentials, as type-slug/name.
+        clusters: Release only these clusters; empty for all that the metaData names.
+        images: Images in place of the template's, by container: {"qapm-home": "registry/name:tag"}.
+        reason: Why; kept in the new template's description and in the report.
+        poll_seconds: Seconds between looks at the pods.
+        poll_attempts: Looks at the pods before the release counts as timed out.
 
     Raises:
         ReleaseTimedOutError: the pods were not all ready within the polls allowed.

@@ -78,7 +78,6 @@ def step(
             task_run_name=task_run_name,
             cache_policy=cache_policy,
             persist_result=True,
-            result_serializer="json",
             retries=_patience.retries,
             retry_delay_seconds=exponential_backoff(_patience.retry_delay_seconds),
             retry_jitter_factor=0.5,

@@ -15,6 +15,8 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
 )
+from prefect.flow_engine import run_flow_async
+from prefect.states import AwaitingRetry
 
 from prefect_rollout.errors import (
     AppNotFoundError,
@@ -427,3 +429,29 @@ async def test_a_second_release_of_the_same_thing_is_a_release_of_its_own(cloud:
     second = await release()
     assert second.clusters[0].template_before == 1343170
     assert second.template_id == 1343171
+
+
+async def test_a_failed_run_that_is_retried_goes_on_where_it_stopped(cloud: Cloud) -> None:
+    cloud.faults({"call": "publish", "cluster": "pub-bjyt", "kind": "status", "status": 400})
+    error = await failure(RejectedError, deployment="qapm-api")
+    assert error.result is not None
+    assert writes(cloud) == ["template 1343170", "publish 1343170 to pub-bjwdt"]
+    before = [seen["call"] for seen in cloud.requests]
+
+    cloud.faults()
+    async with get_client() as client:
+        await client.set_flow_run_state(UUID(error.result.release_id), AwaitingRetry(), force=True)
+        run = await client.read_flow_run(UUID(error.result.release_id))
+    result = await run_flow_async(
+        deploy_latest_image, flow_run=run, parameters={**FAST, "deployment": "qapm-api"}
+    )
+
+    assert result.outcome is Outcome.RELEASED
+    assert writes(cloud) == [
+        "template 1343170",
+        "publish 1343170 to pub-bjwdt",
+        "publish 1343170 to pub-bjyt",
+    ]
+    again = [seen["call"] for seen in cloud.requests][len(before) :]
+    assert again[:2] == ["online", "publish"]
+    assert set(again[2:]) == {"status"}

@@ -58,14 +58,14 @@ def demo() -> int:
         err.print("Releasing the deployment qapm-home of app 3290 with Prefect's embedded API.")
         request = ReleaseRequest.of(app_id=3290, deployment="qapm-home", reason="demo")
         code = _release(request)
+    home = shlex.quote(str(embedded.DEMO_HOME))
     ours, prefect = _command("prefect-rollout"), _command("prefect")
     for line in (
         "",
         "Try next:",
         f"  {ours} simulate    in one shell: a cloud that keeps running, and what to export",
         f"  {ours} deploy --deployment bad-image    in another: a release that fails, and says why",
-        f"  PREFECT_HOME={shlex.quote(str(embedded.DEMO_HOME))} {prefect} server start    "
-        "this release in the Prefect UI",
+        f"  PREFECT_HOME={home} {prefect} server start    this release in the Prefect UI",
     ):
         err.print(line, markup=False, soft_wrap=True)
     return code

@@ -213,6 +213,13 @@ def test_unchanged_content_keeps_its_pods_under_a_new_label() -> None:
     assert engine.done_at == 1
 
 
+def test_publishing_what_runs_already_is_not_done_before_it_is_observed() -> None:
+    engine = rollout(online=spec(1))
+    engine.publish(0, spec(1))
+    assert not is_rolled_out(engine, 0.9)
+    assert is_rolled_out(engine, 1)
+
+
 def test_in_place_keeps_names_and_restarts_containers() -> None:
     engine = rollout(online=spec(1, wanted=2, in_place=True))
     names = [pod.name for pod in engine.pods]

@@ -1,0 +1,75 @@
+"""The distribution, as pip builds and installs it."""
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from support import BIN, Cloud
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("dist")
+    subprocess.run([BIN / "uv", "build", "--wheel", "--quiet", "--out-dir", out, ROOT], check=True)
+    (built,) = out.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
+    below = {"": "src/prefect_rollout", "flows/": "flows", "tasks/": "tasks", "blocks/": "blocks"}
+    sources = {
+        f"prefect_rollout/{prefix}{file.relative_to(ROOT / folder).as_posix()}"
+        for prefix, folder in below.items()
+        for file in (ROOT / folder).rglob("*.py")
+    }
+    with zipfile.ZipFile(wheel) as archive:
+        names = {name for name in archive.namelist() if ".dist-info/" not in name}
+        (entry_points,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
+        declared = archive.read(entry_points).decode()
+    assert names == sources | {"prefect_rollout/py.typed"}
+    assert "prefect-rollout = prefect_rollout.cli:main" in declared
+    assert "prefect_rollout = prefect_rollout.blocks" in declared
+
+
+def test_a_plain_pip_install_runs_a_flow(
+    wheel: Path, cloud: Cloud, prefect_server: str, tmp_path: Path
+) -> None:
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    # --compile is pip's default, but a machine's environment may turn it off.
+    subprocess.run([python, "-m", "pip", "install", "--quiet", "--compile", wheel], check=True)
+    ended = subprocess.run(
+        [
+            *(python.with_name("prefect-rollout"), "deploy", "--app-id", "3290"),
+            *("--deployment", "qapm-home", "--poll-seconds", "0.1"),
+        ],
+        env={**os.environ, **cloud.environment, "PREFECT_API_URL": prefect_server},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert len(cloud.record) == 2
+
+
+@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
+def test_a_readmes_links_lead_somewhere(name: str) -> None:
+    import re
+
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", text):
+        target = link[0] or link[1]
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+def test_the_cheap_import_stays_cheap() -> None:
+    code = "import sys, prefect_rollout.cli; sys.exit('prefect' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
