@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from prefect_rollout.errors import ContainerNotFoundError
 from prefect_rollout.models import Template
-from prefect_rollout.tasks.step import step
+from prefect_rollout.tasks.step import say, step
 from prefect_rollout.text import one_line
 
 
@@ -27,4 +27,6 @@ async def build_image_list(template: Template, images: Mapping[str, str] | None 
     for container in images or {}:
         if container not in listed:
             raise ContainerNotFoundError.named(container, list(listed), where)
-    return {**listed, **(images or {})}
+    chosen = {**listed, **(images or {})}
+    say("build image list", ", ".join(one_line(image, 120) for image in chosen.values()))
+    return chosen

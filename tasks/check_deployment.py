@@ -4,7 +4,8 @@ from pydantic import BaseModel
 
 from prefect_rollout.blocks import open_target
 from prefect_rollout.models import App, Deployment
-from prefect_rollout.tasks.step import step
+from prefect_rollout.tasks.step import say, step
+from prefect_rollout.text import one_line
 
 
 class Checked(BaseModel):
@@ -29,4 +30,6 @@ async def check_deployment(app_id: int | str, deployment: str, *, target: str) -
     """
     async with open_target(target) as platform:
         app = await platform.app(app_id)
-        return Checked(app=app, deployment=await platform.deployment(app_id, deployment))
+        found = await platform.deployment(app_id, deployment)
+    say("check deployment", f"app {one_line(app.name, 80)}, deployment id {one_line(found.id, 80)}")
+    return Checked(app=app, deployment=found)

@@ -4,7 +4,7 @@ from prefect_rollout.blocks import open_target
 from prefect_rollout.errors import ForeignTemplateError, NoTemplateError, TemplateNotFoundError
 from prefect_rollout.models import Deployment, Id, Template, newest_first, same_id
 from prefect_rollout.platforms.port import Platform
-from prefect_rollout.tasks.step import step
+from prefect_rollout.tasks.step import say, step
 from prefect_rollout.text import one_line
 
 
@@ -31,6 +31,7 @@ async def get_template(
         else:
             template = await _by_id(platform, deployment, template_id)
     _ = template.workload  # raises where it cannot be read
+    say("get template", one_line(template.id, 80))
     return template
 
 

@@ -6,7 +6,7 @@ from pydantic import BaseModel
 
 from prefect_rollout.errors import ClusterNotFoundError, MetaDataError
 from prefect_rollout.models import Deployment, MetaData
-from prefect_rollout.tasks.step import step
+from prefect_rollout.tasks.step import say, step
 from prefect_rollout.text import one_line
 
 
@@ -47,4 +47,6 @@ async def parse_metadata(deployment: Deployment, clusters: Sequence[str] | None 
             f"the metaData of {one_line(deployment.name, 120)} has no replicas for {', '.join(unclear)}",
             clusters=unclear,
         )
-    return Scope(replicas={c: n for c, n in replicas.items() if n is not None}, meta=meta)
+    wanted = {cluster: count for cluster, count in replicas.items() if count is not None}
+    say("parse metadata", ", ".join(f"{one_line(cluster, 80)}: {count}" for cluster, count in wanted.items()))
+    return Scope(replicas=wanted, meta=meta)

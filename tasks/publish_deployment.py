@@ -1,11 +1,9 @@
 """Step 6: publish a template to one cluster."""
 
-from prefect import get_run_logger
-
 from prefect_rollout.blocks import open_target
 from prefect_rollout.models import Deployment, same_id
-from prefect_rollout.progress import Progress, tell
-from prefect_rollout.tasks.step import may_have_run_before, step
+from prefect_rollout.tasks.step import may_have_run_before, run_logger, say, step
+from prefect_rollout.text import one_line
 
 
 @step("publish deployment", "publish {deployment.name} to {cluster}")
@@ -36,12 +34,12 @@ async def publish_deployment(
         QuotaExceededError: the namespace's quota does not suffice.
         ConflictError: another publish of this deployment and cluster is running.
     """
-    tell(Progress("publish deployment", "running", f"{cluster}, replicas {replicas}"))
+    say("publish deployment", f"{one_line(cluster, 80)}, replicas {replicas}")
     async with open_target(target) as platform:
         if may_have_run_before():
             for online in await platform.online(deployment):
                 if online.cluster == cluster and same_id(online.template_id, template_id):
-                    get_run_logger().info("%s has template %s: not published again", cluster, template_id)
+                    run_logger().info("%s has template %s: not published again", cluster, template_id)
                     return
         await platform.publish(
             deployment, template_id, cluster, replicas, key=f"{release_id}:publish:{cluster}"

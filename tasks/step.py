@@ -2,14 +2,17 @@
 
 import asyncio
 import functools
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from typing import Any, ParamSpec, TypeVar
 
-from prefect import Task
+from prefect import Task, get_run_logger
 from prefect.cache_policies import INPUTS, RUN_ID, CachePolicy
 from prefect.client.schemas.objects import State, TaskRun
 from prefect.context import FlowRunContext, TaskRunContext
+from prefect.exceptions import MissingContextError
+from prefect.logging import get_logger
 from prefect.tasks import exponential_backoff
 
 from prefect_rollout.errors import RolloutError
@@ -85,6 +88,20 @@ def step(
         )
 
     return decorate
+
+
+def say(name: str, detail: str) -> None:
+    """Says what a step found or does: to those who watch the release, and in the task run's log."""
+    tell(Progress(name, "running", detail))
+    run_logger().info("%s", detail)
+
+
+def run_logger() -> "logging.Logger | logging.LoggerAdapter[logging.Logger]":
+    """The run's logger, or a plain one where a step's function is called outside of any run."""
+    try:
+        return get_run_logger()
+    except MissingContextError:
+        return get_logger("prefect_rollout")
 
 
 def may_have_run_before() -> bool:

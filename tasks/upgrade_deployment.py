@@ -3,14 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from prefect import get_run_logger
 from pydantic import BaseModel
 
 from prefect_rollout.blocks import open_target
 from prefect_rollout.errors import NotFoundError, TemplateError, UpgradeError
 from prefect_rollout.models import Deployment, Id, Template
 from prefect_rollout.platforms.port import Platform
-from prefect_rollout.tasks.step import may_have_run_before, step
+from prefect_rollout.tasks.step import may_have_run_before, run_logger, say, step
 from prefect_rollout.text import one_line
 
 
@@ -71,7 +70,7 @@ async def upgrade_deployment(
         before = await _look(platform, deployment, template, clusters, images)
         created = await _marked(platform, deployment, mark) if may_have_run_before() else []
         if created:
-            get_run_logger().info("Template %s of this release exists: not created again", created[0])
+            run_logger().info("Template %s of this release exists: not created again", created[0])
         else:
             created = await platform.upgrade(
                 deployment,
@@ -87,6 +86,7 @@ async def upgrade_deployment(
             f"the upgrade should leave one new template for all clusters, and left {listed}",
             template_ids=list(created),
         )
+    say("upgrade deployment", f"template {one_line(created[0], 80)}")
     return Upgrade(template_id=created[0], before=before)
 
 
@@ -131,7 +131,7 @@ async def _template(platform: Platform, deployment: Deployment, template_id: Id)
         return await platform.template(deployment, template_id)
     except NotFoundError as error:
         # Deleted since it was published. It only serves to tell what changes.
-        get_run_logger().warning("What was online before cannot be read: %s", error)
+        run_logger().warning("What was online before cannot be read: %s", error)
         return None
 
 

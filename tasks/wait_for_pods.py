@@ -5,13 +5,11 @@ import math
 import time
 from collections.abc import Sequence
 
-from prefect import get_run_logger
-
 from prefect_rollout.blocks import open_target
 from prefect_rollout.errors import PlatformError, ReleaseTimedOutError
 from prefect_rollout.models import ClusterStatus, Deployment
 from prefect_rollout.progress import Progress, tell
-from prefect_rollout.tasks.step import step
+from prefect_rollout.tasks.step import run_logger, step
 from prefect_rollout.verdict import Expected, Verdict, judge
 
 
@@ -40,7 +38,7 @@ async def wait_for_pods(
         ReleaseTimedOutError: what was still missing, in which clusters; its `verdict` is the last look.
     """
     clusters = [cluster.cluster for cluster in expected]
-    logger = get_run_logger()
+    logger = run_logger()
     verdict = judge(expected, {})
     before: dict[str, ClusterStatus] | None = None
     unanswered: PlatformError | None = None

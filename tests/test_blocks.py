@@ -6,7 +6,7 @@ from types import ModuleType
 import httpx
 import pytest
 from prefect.blocks.core import Block
-from prefect.testing.standard_test_suites import BlockStandardTestSuite
+from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 from pydantic import SecretStr, ValidationError
 
 from prefect_rollout.blocks import ContainerCloud
@@ -95,7 +95,7 @@ def test_plain_http_can_be_allowed_by_name() -> None:
 )
 def test_a_field_that_cannot_work_is_refused_without_showing_the_secret(fields: dict[str, object]) -> None:
     with pytest.raises(ValidationError) as caught:
-        ContainerCloud(**{**KEY, **fields})  # type: ignore[arg-type]
+        ContainerCloud(**{**KEY, **fields})
     assert "s3cret" not in str(caught.value)
 
 

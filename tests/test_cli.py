@@ -6,7 +6,6 @@ import signal
 import subprocess
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
@@ -26,11 +25,11 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
 
 
 def call(
-    *arguments: str, home: Path, timeout: float = 120, **variables: str
+    *arguments: str, home: Path, timeout: float = 120, variables: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [COMMAND, *arguments],
-        env=environment(home, **variables),
+        env=environment(home, **(variables or {})),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -48,7 +47,7 @@ def deploy(
         "--poll-seconds",
         "0.1",
         home=home,
-        **{**cloud.environment, "PREFECT_API_URL": server, **variables},
+        variables={**cloud.environment, "PREFECT_API_URL": server, **variables},
     )
 
 
@@ -160,8 +159,7 @@ def test_configure_saves_a_block_that_deploy_then_uses(
     saved = call(
         *("configure", "--name", "spare", "--app-id", "3290"),
         home=tmp_path,
-        **cloud.environment,
-        PREFECT_API_URL=prefect_server,
+        variables={**cloud.environment, "PREFECT_API_URL": prefect_server},
     )
     assert saved.returncode == 0, saved.stderr
     assert "app 3290 is qapm" in saved.stderr
@@ -169,7 +167,7 @@ def test_configure_saves_a_block_that_deploy_then_uses(
     ended = call(
         *("deploy", *HOME_APP, "--target", "container-cloud/spare", "--poll-seconds", "0.1"),
         home=tmp_path,
-        PREFECT_API_URL=prefect_server,
+        variables={"PREFECT_API_URL": prefect_server},
     )
     assert ended.returncode == 0, ended.stderr
 
@@ -188,7 +186,7 @@ def test_configure_says_what_does_not_work(
     ended = call(
         *("configure", "--name", "broken", "--app-id", "3290"),
         home=tmp_path,
-        **{**cloud.environment, "PREFECT_API_URL": prefect_server, **variables},
+        variables={**cloud.environment, "PREFECT_API_URL": prefect_server, **variables},
     )
     assert ended.returncode == code, ended.stderr
     assert says in ended.stderr
@@ -197,11 +195,11 @@ def test_configure_says_what_does_not_work(
 
 
 def test_the_demo_releases_on_its_own_and_leaves_the_users_prefect_alone(tmp_path: Path) -> None:
-    before: dict[str, Any] = {
+    before = {
         "PREFECT_API_URL": "http://127.0.0.1:9/api",
         "K8S_API_URL": "http://127.0.0.1:9",
     }
-    ended = call("demo", home=tmp_path, timeout=240, **before)
+    ended = call("demo", home=tmp_path, timeout=240, variables=before)
     assert ended.returncode == 0, ended.stderr
     for number in range(1, 9):
         assert f"{number}/8 " in ended.stderr

@@ -50,15 +50,17 @@ def answering(response: httpx.Response) -> ContainerCloudClient:
     return client(transport=httpx.MockTransport(lambda _: response))
 
 
-def data(value: object, **headers: str) -> httpx.Response:
-    return httpx.Response(200, json={"data": value}, headers=headers)
+def data(value: object) -> httpx.Response:
+    return httpx.Response(200, json={"data": value})
 
 
 def page(items: list[Any] | None, number: int = 1, total: int | None = 1) -> httpx.Response:
     return data({"pageNo": number, "pageSize": 100, "totalPage": total, "list": items})
 
 
-def refusal(status: int, sub_code: int = 0, msg: str = "", **headers: str) -> httpx.Response:
+def refusal(
+    status: int, sub_code: int = 0, msg: str = "", headers: dict[str, str] | None = None
+) -> httpx.Response:
     body = {"code": status, "subCode": sub_code, "msg": msg, "requestId": "r-1"}
     return httpx.Response(status, json=body, headers=headers)
 
@@ -191,7 +193,7 @@ async def test_retry_after_is_kept_in_seconds_and_as_a_date() -> None:
         ("-5", lambda seconds: seconds is None),
     ]
     for header, expected in cases:
-        async with answering(refusal(503, **{"Retry-After": header})) as cloud:
+        async with answering(refusal(503, headers={"Retry-After": header})) as cloud:
             with pytest.raises(OverloadedError) as caught:
                 await cloud.app(1)
         assert expected(caught.value.retry_after), header

@@ -49,7 +49,9 @@ FAST: dict[str, Any] = {"app_id": 3290, "deployment": "qapm-home", "poll_seconds
 
 
 async def release(**parameters: Any) -> ReleaseResult:
-    return await deploy_latest_image(**{**FAST, **parameters})
+    result = await deploy_latest_image(**{**FAST, **parameters})
+    assert isinstance(result, ReleaseResult)
+    return result
 
 
 async def failure(kind: type[RolloutError], **parameters: Any) -> RolloutError:
@@ -405,7 +407,7 @@ async def test_a_failed_run_has_a_report_that_says_why(cloud: Cloud) -> None:
     assert run.state is not None
     assert run.state.is_failed()
     assert "wait for pods" in (run.state.message or "")
-    assert "⏱️ bad-image timed out" in str(artifact.data)
+    assert "❌ bad-image timed out" in str(artifact.data)
     assert "What to do" in str(artifact.data)
 
 

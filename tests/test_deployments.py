@@ -8,7 +8,7 @@ from pathlib import Path
 import httpx
 import yaml
 from prefect import get_client
-from prefect.deployments import run_deployment
+from prefect.deployments import arun_deployment
 
 from prefect_rollout.models import ReleaseResult
 from support import BIN, Cloud
@@ -49,7 +49,7 @@ async def test_the_deployment_is_applied_and_a_worker_releases_with_it(
     assert deployment.work_pool_name == "rollout"
     (schedule,) = deployment.schedules
     assert not schedule.active
-    properties = deployment.parameter_openapi_schema["properties"]
+    properties = (deployment.parameter_openapi_schema or {})["properties"]
     assert [name for name, field in properties.items() if not field["description"].endswith(".")] == []
 
     # The worker's machine has the credentials in its environment, and nothing of this repository but
@@ -67,7 +67,7 @@ async def test_the_deployment_is_applied_and_a_worker_releases_with_it(
         stderr=subprocess.DEVNULL,
     )
     try:
-        run = await run_deployment(
+        run = await arun_deployment(
             "deploy-latest-image/deploy-latest-image",
             parameters={"app_id": 3290, "deployment": "qapm-home", "poll_seconds": 0.2},
             timeout=120,

@@ -132,7 +132,8 @@ def test_containers_without_a_name_or_an_image_are_passed_over() -> None:
 
 
 def test_ids_sort_by_number_and_not_by_letter() -> None:
-    assert max([9, "10", 8], key=newest_first) == "10"
+    ids: list[int | str] = [9, "10", 8]
+    assert sorted(ids, key=newest_first) == [8, 9, "10"]
     assert Deployment(id="7", name="x").id == "7"
 
 

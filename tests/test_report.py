@@ -37,7 +37,7 @@ def result(**changes: object) -> ReleaseResult:
 
 
 def html(markdown: str) -> str:
-    return MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown)
+    return str(MarkdownIt("commonmark", {"html": True}).enable("table").render(markdown))
 
 
 def test_a_release_is_told_with_what_changed_where() -> None:
@@ -55,7 +55,7 @@ def test_a_failure_says_first_what_went_wrong_and_what_to_do() -> None:
     quote = page.split("<blockquote>")[1].split("</blockquote>")[0]
     assert "<strong>wait for pods:</strong> after 95 s 1 pod is not ready" in quote
     assert "What to do:" in quote
-    assert page.index("<blockquote>") < page.index("<table>")
+    assert page.index("<blockquote>") < page.index("<ul>")
 
 
 def test_a_cluster_that_was_not_published_keeps_its_template_in_the_report() -> None:

@@ -8,7 +8,7 @@ from prefect_rollout.text import markdown, one_line
 _TITLE = {
     Outcome.RELEASED: "✅ {} is released",
     Outcome.FAILED: "❌ {} failed",
-    Outcome.TIMED_OUT: "⏱️ {} timed out",
+    Outcome.TIMED_OUT: "❌ {} timed out",
 }
 
 
@@ -24,7 +24,7 @@ def render(result: ReleaseResult) -> str:
         ("Release id", f"`{one_line(result.release_id, 80)}`"),
     ]
     parts = [f"# {_TITLE[result.outcome].format(markdown(result.deployment))}", *_error(result)]
-    parts.append(_table(("", ""), [(name, value) for name, value in facts if value]))
+    parts.append("\n".join(f"- **{name}:** {value}" for name, value in facts if value))
     if result.clusters:
         parts += [
             "## Clusters",
@@ -34,7 +34,7 @@ def render(result: ReleaseResult) -> str:
             ),
         ]
     if result.images:
-        parts += ["## Images", _table(("Container", "Before", "After"), _images(result))]
+        parts += ["## Images", _table(("Container", "", "Image"), _images(result))]
     pods = [(cluster.cluster, pod) for cluster in result.clusters for pod in cluster.pods]
     if pods:
         rows = [
@@ -97,9 +97,11 @@ def _id(template_id: int | str | None) -> str:
 
 
 def _images(result: ReleaseResult) -> Iterable[Sequence[str]]:
+    # One below the other: two image names side by side are wider than the page.
     for container, image in result.images.items():
         before = {(cluster.images_before or {}).get(container, "unknown") for cluster in result.clusters}
-        yield markdown(container), ", ".join(map(markdown, sorted(before))), markdown(image)
+        yield markdown(container), "before", ", ".join(map(markdown, sorted(before)))
+        yield "", "after", markdown(image)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
