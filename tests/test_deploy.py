@@ -448,6 +448,7 @@ async def test_a_failed_run_that_is_retried_goes_on_where_it_stopped(cloud: Clou
         deploy_latest_image, flow_run=run, parameters={**FAST, "deployment": "qapm-api"}
     )
 
+    assert isinstance(result, ReleaseResult)
     assert result.outcome is Outcome.RELEASED
     assert writes(cloud) == [
         "template 1343170",
