@@ -31,8 +31,7 @@ check: types ## lint, format and types
 
 types: $(SYNC) ## types alone
 	.venv/bin/mypy -p prefect_rollout
-	.venv/bin/mypy tests docs --exclude tests/simulator
-	.venv/bin/mypy tests/simulator # apart: both folders have a conftest
+	.venv/bin/mypy tests docs
 
 lock: $(UV) ## renew uv.lock
 	$(UV) lock --upgrade

@@ -134,7 +134,7 @@ def photograph(chromium: str, url: str, picture: Path, height: int) -> None:
                 *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
                 *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
                 *("--disable-sync", "--hide-scrollbars", "--force-prefers-reduced-motion"),
-                *(f"--user-data-dir={profile}"),
+                f"--user-data-dir={profile}",
                 *(f"--window-size=1400,{height}", "--virtual-time-budget=20000", "--timeout=30000"),
                 *(f"--screenshot={picture}", url),
             ],

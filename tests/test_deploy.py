@@ -444,11 +444,10 @@ async def test_a_failed_run_that_is_retried_goes_on_where_it_stopped(cloud: Clou
     async with get_client() as client:
         await client.set_flow_run_state(UUID(error.result.release_id), AwaitingRetry(), force=True)
         run = await client.read_flow_run(UUID(error.result.release_id))
-    result = await run_flow_async(
+    result: Any = await run_flow_async(
         deploy_latest_image, flow_run=run, parameters={**FAST, "deployment": "qapm-api"}
     )
 
-    assert isinstance(result, ReleaseResult)
     assert result.outcome is Outcome.RELEASED
     assert writes(cloud) == [
         "template 1343170",
