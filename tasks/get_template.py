@@ -31,7 +31,7 @@ async def get_template(
         else:
             template = await _by_id(platform, deployment, template_id)
     _ = template.workload  # raises where it cannot be read
-    say("get template", one_line(template.id, 80))
+    say("get template", f"template {one_line(template.id, 80)}")
     return template
 
 

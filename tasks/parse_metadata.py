@@ -48,5 +48,6 @@ async def parse_metadata(deployment: Deployment, clusters: Sequence[str] | None 
             clusters=unclear,
         )
     wanted = {cluster: count for cluster, count in replicas.items() if count is not None}
-    say("parse metadata", ", ".join(f"{one_line(cluster, 80)}: {count}" for cluster, count in wanted.items()))
+    listed = ", ".join(f"{one_line(cluster, 80)} {count}" for cluster, count in wanted.items())
+    say("parse metadata", f"replicas: {listed}")
     return Scope(replicas=wanted, meta=meta)

@@ -93,8 +93,6 @@ def test_app_deployment_and_template_default_to_the_articles_variables(
     ("deployment", "code", "outcome", "says"),
     [
         ("bad-image", 3, "timed-out", "Pending"),
-        ("crash-loop", 3, "timed-out", "ContainersNotReady"),
-        ("never-ready", 3, "timed-out", "0 of 2 new pods ready"),
         ("no-pods", 3, "timed-out", "no pod is listed"),
         ("no-quota", 1, "failed", "配额不足"),
         ("cluster-down", 1, "failed", "pub-bjyt"),
