@@ -119,6 +119,8 @@ class ContainerCloud(TargetBlock):
         secret = value.get_secret_value()
         if not secret.strip():
             raise ValueError("must not be empty")
+        if any("\ud800" <= char <= "\udfff" for char in secret):
+            raise ValueError("must be UTF-8 text")
         if info.field_name == "key_id" and not (secret.isascii() and secret.isprintable()):
             raise ValueError("must be printable ASCII, as it stands in a header")
         return value

@@ -54,10 +54,12 @@ async def load_target(target: str) -> TargetBlock:
         )
     try:
         return await kind.aload(name)
-    except ValidationError as error:
+    except RuntimeError as error:  # Prefect's word for a block that does not fit its type
+        mistake = error.__cause__
+        what = first_mistake(mistake) if isinstance(mistake, ValidationError) else "it cannot be loaded"
         raise ConfigurationError(
-            f"target: the block {target} cannot be used: {first_mistake(error)}", field="target"
-        ) from None  # pydantic's own text would show what the block holds
+            f"target: the block {target} cannot be used: {what}", field="target"
+        ) from None  # Prefect's own text would show what the block holds
     except ValueError as error:
         made = kind.from_environment() if name == "default" else None
         if made is None:

@@ -2,8 +2,9 @@
 
 from typing import Annotated, Any
 
+import httpx
 import prefect.runtime
-from prefect import flow, get_client
+from prefect import flow, get_client, get_run_logger
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from prefect.utilities.urls import url_for
 from pydantic import Field
@@ -33,7 +34,7 @@ def _first_name() -> str:
     return f"{one_line(parameters.get('deployment'), 80)} → {asked}"
 
 
-@flow(name="deploy-latest-image", flow_run_name=_first_name, persist_result=True)
+@flow(name="deploy-latest-image", flow_run_name=_first_name, persist_result=True, validate_parameters=False)
 async def deploy_latest_image(
     app_id: int | str,
     deployment: str,
@@ -101,10 +102,12 @@ async def deploy_latest_image(
         if isinstance(error, ReleaseError) and error.verdict:
             _note_pods(result, error.verdict)
         result.error = error.to_dict()
-        error.result = await report_release(result)
+        error.result = result
+        await _report(result)
         raise
     result.outcome = Outcome.RELEASED
-    return await report_release(result)
+    await _report(result)
+    return result
 
 
 async def _release(request: ReleaseRequest, result: ReleaseResult) -> None:
@@ -116,7 +119,9 @@ async def _release(request: ReleaseRequest, result: ReleaseResult) -> None:
     scope = await parse_metadata(deployment, request.clusters)
     result.clusters = [ClusterResult(cluster=name, replicas=count) for name, count in scope.replicas.items()]
 
-    template = await get_template(deployment, request.template_id, target=target)
+    template = await get_template(
+        deployment, request.template_id, release_id=result.release_id, target=target
+    )
     result.base_template_id = template.id
 
     result.images = await build_image_list(template, request.images)
@@ -136,8 +141,9 @@ async def _release(request: ReleaseRequest, result: ReleaseResult) -> None:
         cluster.template_before = upgrade.before[cluster.cluster].template_id
         cluster.images_before = upgrade.before[cluster.cluster].images
 
+    baseline = {name: before.pods for name, before in upgrade.before.items()}
     for cluster in result.clusters:
-        await publish_deployment(
+        pods = await publish_deployment(
             deployment,
             upgrade.template_id,
             cluster.cluster,
@@ -146,6 +152,8 @@ async def _release(request: ReleaseRequest, result: ReleaseResult) -> None:
             target=target,
         )
         cluster.published = True
+        known = baseline[cluster.cluster]
+        baseline[cluster.cluster] = None if known is None else known | (pods or {})
 
     verdict = await wait_for_pods(
         deployment,
@@ -154,7 +162,8 @@ async def _release(request: ReleaseRequest, result: ReleaseResult) -> None:
                 cluster=cluster.cluster,
                 template_id=upgrade.template_id,
                 replicas=cluster.replicas,
-                baseline=upgrade.before[cluster.cluster].pods,
+                baseline=baseline[cluster.cluster],
+                generation_before=upgrade.before[cluster.cluster].generation,
                 changed=upgrade.before[cluster.cluster].changed,
                 in_place=scope.meta.in_place,
             )
@@ -181,11 +190,22 @@ async def _rename(result: ReleaseResult) -> None:
         {image.rpartition("/")[2].partition(":")[2] or "latest" for image in result.images.values()}
     )
     more = f" +{len(tags) - 1}" if len(tags) > 1 else ""
-    async with get_client() as client:
-        await client.update_flow_run(
-            flow_run_id=prefect.runtime.flow_run.id,
-            name=f"{one_line(result.deployment, 80)} → {one_line(tags[0], 80)}{more}",
-        )
+    try:
+        async with get_client() as client:
+            await client.update_flow_run(
+                flow_run_id=prefect.runtime.flow_run.id,
+                name=f"{one_line(result.deployment, 80)} → {one_line(tags[0], 80)}{more}",
+            )
+    except httpx.HTTPError as error:
+        get_run_logger().warning("The run keeps its first name: %s", one_line(error))
+
+
+async def _report(result: ReleaseResult) -> None:
+    """Step 8. A report that Prefect's API does not take changes nothing of how the release ended."""
+    try:
+        await report_release(result)
+    except httpx.HTTPError as error:
+        get_run_logger().warning("The report could not be left: %s", one_line(error))
 
 
 def _links(release_id: str) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 from prefect_rollout.blocks import open_target
 from prefect_rollout.errors import ForeignTemplateError, NoTemplateError, TemplateNotFoundError
-from prefect_rollout.models import Deployment, Id, Template, newest_first, same_id
+from prefect_rollout.models import Deployment, Id, Template, marked, newest_first, same_id
 from prefect_rollout.platforms.port import Platform
 from prefect_rollout.tasks.step import say, step
 from prefect_rollout.text import one_line
@@ -10,13 +10,18 @@ from prefect_rollout.text import one_line
 
 @step("get template", "get template of {deployment.name}")
 async def get_template(
-    deployment: Deployment, template_id: int | str | None = None, *, target: str
+    deployment: Deployment,
+    template_id: int | str | None = None,
+    *,
+    release_id: str | None = None,
+    target: str,
 ) -> Template:
     """Finds the template with that id, or the newest by id where none is named.
 
     Args:
         deployment: as step 1 found it.
         template_id: a number or text, compared as text; `None` and empty text mean the newest.
+        release_id: names this release; a template that it created itself is no base for it.
         target: the block document `type-slug/name` of the platform.
 
     Raises:
@@ -27,7 +32,7 @@ async def get_template(
     """
     async with open_target(target) as platform:
         if template_id is None or template_id == "":
-            template = await _newest(platform, deployment)
+            template = await _newest(platform, deployment, release_id)
         else:
             template = await _by_id(platform, deployment, template_id)
     _ = template.workload  # raises where it cannot be read
@@ -39,10 +44,12 @@ def _belongs(template: Template, deployment: Deployment) -> bool:
     return template.deployment_id is None or same_id(template.deployment_id, deployment.id)
 
 
-async def _newest(platform: Platform, deployment: Deployment) -> Template:
+async def _newest(platform: Platform, deployment: Deployment, release_id: str | None) -> Template:
     newest: Template | None = None
     # Not the first of the answer: a platform may sort otherwise, or not at all.
     async for template in platform.templates(deployment):
+        if release_id is not None and marked(template, release_id):
+            continue
         if _belongs(template, deployment) and (
             newest is None or newest_first(template.id) > newest_first(newest.id)
         ):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel
 
 from prefect_rollout.errors import ClusterNotFoundError, MetaDataError
-from prefect_rollout.models import Deployment, MetaData
+from prefect_rollout.models import Deployment, MetaData, usable_cluster
 from prefect_rollout.tasks.step import say, step
 from prefect_rollout.text import one_line
 
@@ -40,6 +40,13 @@ async def parse_metadata(deployment: Deployment, clusters: Sequence[str] | None 
     chosen = [cluster for cluster in known if not clusters or cluster in clusters]
     if not chosen:
         raise MetaDataError(f"the metaData of {one_line(deployment.name, 120)} names no clusters")
+    for cluster in chosen:
+        try:
+            usable_cluster(cluster)
+        except ValueError as error:
+            raise MetaDataError(
+                f"the metaData names a cluster {one_line(cluster, 80)!r} that cannot be asked for: {error}"
+            ) from error
     replicas = {cluster: meta.wanted_replicas(cluster) for cluster in chosen}
     unclear = [one_line(cluster, 80) for cluster, count in replicas.items() if count is None]
     if unclear:

@@ -7,7 +7,7 @@ from pydantic import BaseModel
 
 from prefect_rollout.blocks import open_target
 from prefect_rollout.errors import NotFoundError, TemplateError, UpgradeError
-from prefect_rollout.models import Deployment, Id, Template
+from prefect_rollout.models import ClusterStatus, Deployment, Id, Template, marked, release_mark, same_id
 from prefect_rollout.platforms.port import Platform
 from prefect_rollout.tasks.step import may_have_run_before, run_logger, say, step
 from prefect_rollout.text import one_line
@@ -19,13 +19,16 @@ class Before(BaseModel):
     Attributes:
         template_id: the template that was online, if any.
         images: its images, if it can still be read.
-        pods: `{pod: state}`.
+        pods: `{pod: state}`; `None` where the platform did not say, or where this release was published
+            already when it was looked at.
+        generation: the cluster's generation, where it is reported.
         changed: whether the pods of what goes out differ from it; unknown counts as yes.
     """
 
     template_id: Id | None = None
     images: dict[str, str] | None = None
-    pods: dict[str, str | None] = {}
+    pods: dict[str, str | None] | None = None
+    generation: int | None = None
     changed: bool = True
 
 
@@ -65,19 +68,18 @@ async def upgrade_deployment(
     Raises:
         UpgradeError: the platform created no template, or several. Nothing is published then.
     """
-    mark = f"release={release_id}"
     async with open_target(target) as platform:
-        before = await _look(platform, deployment, template, clusters, images)
-        created = await _marked(platform, deployment, mark) if may_have_run_before() else []
+        created = await _created(platform, deployment, release_id) if may_have_run_before() else []
+        before = await _look(platform, deployment, template, clusters, images, created)
         if created:
-            run_logger().info("Template %s of this release exists: not created again", created[0])
+            run_logger().info("Template %s of this release exists: not created again", one_line(created[0]))
         else:
             created = await platform.upgrade(
                 deployment,
                 template_id=template.id,
                 clusters=clusters,
                 images=images,
-                description=f"{one_line(reason, 200)} {mark}".strip(),
+                description=f"{one_line(reason, 200)} {release_mark(release_id)}".strip(),
                 key=f"{release_id}:upgrade",
             )
     if len(created) != 1:
@@ -90,12 +92,8 @@ async def upgrade_deployment(
     return Upgrade(template_id=created[0], before=before)
 
 
-async def _marked(platform: Platform, deployment: Deployment, mark: str) -> list[Id]:
-    return [
-        template.id
-        async for template in platform.templates(deployment)
-        if (template.description or "").endswith(mark)
-    ]
+async def _created(platform: Platform, deployment: Deployment, release_id: str) -> list[Id]:
+    return [template.id async for template in platform.templates(deployment) if marked(template, release_id)]
 
 
 async def _look(
@@ -104,14 +102,19 @@ async def _look(
     base: Template,
     clusters: Sequence[str],
     images: Mapping[str, str],
+    created: Sequence[Id],
 ) -> dict[str, Before]:
     online = {entry.cluster: entry.template_id for entry in await platform.online(deployment)}
     status = await platform.status(deployment, clusters)
     templates: dict[str, Template | None] = {str(base.id): base}
     before = {}
     for cluster in clusters:
-        pods = (status[cluster].pods if cluster in status else None) or []
+        now = status.get(cluster)
         template = None
+        if any(same_id(online.get(cluster, ""), own) for own in created):
+            # This release was published here in an earlier run: what stood before it is not known.
+            before[cluster] = Before()
+            continue
         if cluster in online:
             key = str(online[cluster])
             if key not in templates:
@@ -120,10 +123,17 @@ async def _look(
         before[cluster] = Before(
             template_id=online.get(cluster),
             images=None if template is None else _images(template),
-            pods={pod.name: pod.state for pod in pods},
+            pods=_listed(now, anything_online=cluster in online),
+            generation=now.generation if now else None,
             changed=template is None or _pods_of(template) != _pods_of(base, images),
         )
     return before
+
+
+def _listed(status: ClusterStatus | None, *, anything_online: bool) -> dict[str, str | None] | None:
+    if status is None or status.pods is None:
+        return None if anything_online else {}
+    return {pod.name: pod.state for pod in status.pods}
 
 
 async def _template(platform: Platform, deployment: Deployment, template_id: Id) -> Template | None:

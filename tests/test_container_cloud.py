@@ -1,4 +1,5 @@
 import asyncio
+import gzip
 import json
 import ssl
 from collections.abc import AsyncIterator, Callable
@@ -151,7 +152,12 @@ async def test_an_untrusted_certificate_is_a_matter_of_configuration() -> None:
         (httpx.Response(200, json=[]), UnusableAnswerError, False),
         (httpx.Response(200, json={"data": None}), UnusableAnswerError, False),
         (httpx.Response(200, json={"data": {"id": [], "name": "x"}}), UnusableAnswerError, False),
-        (httpx.Response(200, json={"code": "a", "data": {}}), UnusableAnswerError, True),
+        (httpx.Response(403, json={"subCode": "403001", "requestId": 7}), QuotaExceededError, False),
+        (
+            httpx.Response(200, headers={"Content-Encoding": "gzip"}, content=gzip.compress(b"{}")),
+            UnusableAnswerError,
+            True,
+        ),
     ],
 )
 async def test_an_answer_becomes_the_error_that_the_contract_names(
@@ -191,6 +197,7 @@ async def test_retry_after_is_kept_in_seconds_and_as_a_date() -> None:
         ("Wed, 21 Oct 2015 07:28:00 GMT", lambda seconds: seconds == 0),
         ("soon", lambda seconds: seconds is None),
         ("-5", lambda seconds: seconds is None),
+        ("Mon, 01 Jan 2024 00:00:00 +99999999999999", lambda seconds: seconds is None),
     ]
     for header, expected in cases:
         async with answering(refusal(503, headers={"Retry-After": header})) as cloud:

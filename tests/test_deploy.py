@@ -9,6 +9,7 @@ from uuid import UUID
 
 import pytest
 from prefect import get_client
+from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -17,12 +18,15 @@ from prefect.client.schemas.filters import (
 )
 from prefect.flow_engine import run_flow_async
 from prefect.states import AwaitingRetry
+from pydantic import SecretStr
 
+from prefect_rollout.blocks import ContainerCloud
 from prefect_rollout.errors import (
     AppNotFoundError,
     AuthenticationError,
     ClusterNotFoundError,
     ConfigurationError,
+    ConflictError,
     ContainerNotFoundError,
     DeploymentNotFoundError,
     ForeignTemplateError,
@@ -40,7 +44,7 @@ from prefect_rollout.errors import (
 )
 from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.models import Outcome, ReleaseResult
-from prefect_rollout.progress import STEPS
+from prefect_rollout.progress import STEPS, Progress, listening
 from support import Cloud
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -224,6 +228,14 @@ DEPLOYMENTS: dict[str, tuple[dict[str, Any], type[RolloutError]]] = {
     "metaData that is no JSON": ({"metaData": "{clusters"}, MetaDataError),
     "metaData of another shape": ({"metaData": '{"clusters": ["c1"]}'}, MetaDataError),
     "metaData without clusters": ({"metaData": "{}"}, MetaDataError),
+    "metaData with a cluster that climbs": (
+        {"metaData": '{"clusters": {"..": {"replica": 1}}}'},
+        MetaDataError,
+    ),
+    "metaData with two clusters in one name": (
+        {"metaData": '{"clusters": {"a,b": {"replica": 1}}}'},
+        MetaDataError,
+    ),
     "metaData without replicas": ({"metaData": '{"clusters": {"c1": {"name": "c1"}}}'}, MetaDataError),
     "metaData nested 10,000 deep": ({"metaData": '{"a":' * 10_000 + "1" + "}" * 10_000}, MetaDataError),
     "no template": ({"templates": []}, NoTemplateError),
@@ -361,7 +373,7 @@ async def test_pods_that_do_not_get_ready_time_the_release_out(
     assert error.result.clusters[0].published
     assert not cloud.truth(deployment)[0]["rolled_out"]
     polls = [seen for seen in cloud.requests if seen["call"] == "status"]
-    assert len(polls) <= 1 + SHORT["poll_attempts"]  # the first looks at what stood before
+    assert len(polls) <= 2 + SHORT["poll_attempts"]  # the first two look at what stood before
 
 
 async def test_a_time_out_names_the_pods_that_wait(cloud: Cloud) -> None:
@@ -412,12 +424,12 @@ async def test_a_failed_run_has_a_report_that_says_why(cloud: Cloud) -> None:
 
 
 async def test_polls_that_fail_are_tried_again_at_the_next_tick(cloud: Cloud) -> None:
-    cloud.faults({"call": "status", "kind": "status", "status": 502, "html": True, "nth": [2, 3, 5]})
+    cloud.faults({"call": "status", "kind": "status", "status": 502, "html": True, "nth": [3, 4, 6]})
     assert (await release()).outcome is Outcome.RELEASED
 
 
 async def test_a_cloud_that_says_nothing_any_more_is_a_time_out_that_says_so(cloud: Cloud) -> None:
-    cloud.faults({"call": "status", "kind": "reset_before", "nth": list(range(2, 500))})
+    cloud.faults({"call": "status", "kind": "reset_before", "nth": list(range(3, 500))})
     error = await failure(ReleaseTimedOutError, **SHORT)
     assert "the last poll was not answered" in str(error)
     assert "no status is reported" in str(error)
@@ -455,5 +467,53 @@ async def test_a_failed_run_that_is_retried_goes_on_where_it_stopped(cloud: Clou
         "publish 1343170 to pub-bjyt",
     ]
     again = [seen["call"] for seen in cloud.requests][len(before) :]
-    assert again[:2] == ["online", "publish"]
-    assert set(again[2:]) == {"status"}
+    assert again[:4] == ["online", "history", "status", "publish"]
+    assert set(again[4:]) == {"status"}
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [{"poll_seconds": 0}, {"app_id": []}, {"app_id": True}, {"images": ["x"]}, {"poll_attempts": "x"}],
+)
+async def test_a_parameter_of_the_wrong_kind_is_an_error_of_ours(
+    cloud: Cloud, parameters: dict[str, Any]
+) -> None:
+    (field,) = parameters
+    assert field in str(await failure(InputError, **parameters))
+    assert cloud.requests == []
+
+
+async def test_a_release_that_another_one_followed_is_not_published_over_it(make_cloud: Any) -> None:
+    cloud = make_cloud(idempotency=False, faults=[{"call": "publish", "nth": 1, "kind": "reset_after"}])
+    # The answer to the first publish is lost, and before the step tries again, a hotfix goes out.
+    tries = 0
+
+    def meanwhile(progress: Progress) -> None:
+        nonlocal tries
+        if progress.step == "publish deployment" and progress.state == "retrying":
+            tries += 1
+            cloud.publish(deployment_id=20771, template_id=1342977, cluster="pub-bjwdt")
+
+    with listening(meanwhile):
+        error = await failure(ConflictError)
+    assert tries == 1
+    assert "another release" in str(error)
+    assert writes(cloud) == [
+        "template 1343170",
+        "publish 1343170 to pub-bjwdt",
+        "publish 1342977 to pub-bjwdt",
+    ]
+
+
+async def test_a_block_that_cannot_be_used_is_an_error_of_ours(cloud: Cloud) -> None:
+    block = ContainerCloud(key_id=SecretStr("key"), secret_key=SecretStr("s3cret"), api_url=cloud.url)
+    saved = await block.asave("spoilt", overwrite=True)
+    async with get_client() as client:
+        document = await client.read_block_document(saved)
+        await client.update_block_document(
+            document.id,
+            BlockDocumentUpdate(data={"api_url": "ftp://x", "key_id": "k"}, merge_existing_data=False),
+        )
+    error = await failure(ConfigurationError, target="container-cloud/spoilt")
+    assert "spoilt" in str(error)
+    assert "s3cret" not in str(error)

@@ -41,6 +41,10 @@ RELEASED: dict[str, tuple[Expected, list[ClusterStatus | None]]] = {
         [status(pods(2, n1="Running", n2="Running", n3="Failed"))],
     ),
     "names alone, the same on two looks": (expected(), [status(NEW), status(NEW)]),
+    "an old pod that was evicted during the rollout": (
+        expected(),
+        [status([*pods(2, n1="Running", n2="Running"), *pods(1, old_1="Failed")])],
+    ),
     "pods that had finished before the release": (
         expected(baseline={**OLD, "corpse": "Failed"}),
         [status([*NEW, *pods(corpse="Failed")])] * 2,
@@ -143,6 +147,36 @@ NOT_RELEASED: dict[str, tuple[Expected, list[ClusterStatus | None], str]] = {
         [status([*pods(2, n1="Running"), *pods(n2="Running")])],
         "a second look has to agree",
     ),
+    "counters that agree with themselves, and nothing labelled, in place": (
+        expected(in_place=True),
+        [status(OLD_PODS, **COUNTED)],
+        "a second look has to agree",
+    ),
+    "counters that agree with themselves, and nothing changes": (
+        expected(changed=False),
+        [status(OLD_PODS, **COUNTED)],
+        "a second look has to agree",
+    ),
+    "the generation stands where it stood before the publish": (
+        expected(in_place=True, generation_before=5),
+        [status(OLD_PODS, **COUNTED)] * 2,
+        "generation 5 as before",
+    ),
+    "the pods before the publish are unknown": (
+        expected(baseline=None),
+        [status(OLD_PODS)] * 2,
+        "2 old pods left",
+    ),
+    "the pods before the publish are unknown, and counters agree": (
+        expected(baseline=None),
+        [status(OLD_PODS, **COUNTED)] * 2,
+        "2 old pods left",
+    ),
+    "zero replicas were asked for and no pods are reported": (
+        expected(replicas=0),
+        [status(None)] * 2,
+        "no pods are reported",
+    ),
     "zero replicas were asked for and old pods run": (
         expected(replicas=0),
         [status(OLD_PODS)] * 2,
@@ -180,6 +214,10 @@ def test_the_evidence_is_as_strong_as_its_weakest_cluster() -> None:
     strong, weak = status(pods(2, n1="Running", n2="Running")), status(NEW)
     assert judge(wanted, {"a": strong, "b": strong}).evidence == "strong"
     assert judge(wanted, {"a": strong, "b": weak}, {"a": strong, "b": weak}).evidence == "weak"
+
+
+def test_no_cluster_at_all_is_not_released() -> None:
+    assert not judge([], {}).released
 
 
 def test_many_pods_are_named_up_to_a_number() -> None:

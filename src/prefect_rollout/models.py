@@ -31,7 +31,8 @@ def same_id(one: object, other: object) -> bool:
 def newest_first(identifier: Id) -> tuple[int, int, str]:
     """A key that sorts ids, newest last: numbers by value, other text after them by its letters."""
     text = str(identifier)
-    return (0, int(text), "") if text.isascii() and text.isdigit() else (1, 0, text)
+    number = text.isascii() and text.isdigit() and len(text) < 100
+    return (0, int(text), "") if number else (1, 0, text)
 
 
 def first_mistake(error: ValidationError) -> str:
@@ -228,6 +229,16 @@ class Template(Payload):
         return workload
 
 
+def release_mark(release_id: str) -> str:
+    """What ends the description of a template that a release created (contract, Idempotency)."""
+    return f"release={release_id}"
+
+
+def marked(template: Template, release_id: str) -> bool:
+    """Whether that release created the template."""
+    return (template.description or "").endswith(release_mark(release_id))
+
+
 class ContainerStatus(Payload):
     """How often a container was restarted."""
 
@@ -270,7 +281,7 @@ class ClusterStatus(Payload):
     cluster: str | None = None
     pods: list[Pod] | None = None
     deployment: DeploymentState | None = None
-    healthz: bool | None = None
+    healthz: Any = None
     template_id: Id | None = None
     generation: int | None = None
     observed_generation: int | None = None
@@ -347,9 +358,7 @@ class ReleaseRequest(BaseModel):
     @classmethod
     def _clusters_once(cls, value: list[str] | None) -> list[str] | None:
         for cluster in value or []:
-            usable_id(cluster)
-            if "," in cluster:
-                raise ValueError("a cluster's name holds no comma; give several clusters as a list")
+            usable_cluster(cluster)
         if value is not None and len(set(value)) != len(value):
             raise ValueError("a cluster is named twice")
         return value or None
@@ -370,6 +379,17 @@ def usable_id(value: int | str) -> int | str:
     if text in {".", ".."} or not text.isprintable() or text != text.strip():
         raise ValueError("an id is printable text without outer blanks, and neither '.' nor '..'")
     return value
+
+
+def usable_cluster(name: str) -> str:
+    """`name`, if the platform's API can be asked about a cluster of that name.
+
+    Raises:
+        ValueError: it is not a usable id, or holds a comma, which joins names in a query.
+    """
+    if "," in name:
+        raise ValueError("a cluster's name holds no comma; several clusters are given as a list")
+    return str(usable_id(name))
 
 
 class Outcome(StrEnum):

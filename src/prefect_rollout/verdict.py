@@ -26,7 +26,9 @@ class Expected(BaseModel):
     Attributes:
         template_id: the template that was published.
         replicas: pods wanted.
-        baseline: `{pod: state}` as listed before the publish.
+        baseline: `{pod: state}` as listed before the publish; `None` where that is unknown, so that
+            only a platform that labels its pods can show which are new.
+        generation_before: the generation before the publish, where it was reported.
         changed: whether what goes out differs from what was online; if not, pods may stay.
         in_place: whether the deployment updates pods in place, keeping their names.
     """
@@ -34,7 +36,8 @@ class Expected(BaseModel):
     cluster: str
     template_id: Id
     replicas: int
-    baseline: dict[str, str | None] = {}
+    baseline: dict[str, str | None] | None = None
+    generation_before: int | None = None
     changed: bool = True
     in_place: bool = False
 
@@ -69,7 +72,7 @@ class Verdict(BaseModel):
     @property
     def released(self) -> bool:
         """Whether every cluster is released."""
-        return all(cluster.released for cluster in self.clusters)
+        return bool(self.clusters) and all(cluster.released for cluster in self.clusters)
 
     @property
     def evidence(self) -> str:
@@ -124,15 +127,19 @@ def _judge_cluster(
         return verdict
     verdict.pods = now.pods or []
     pods = _standing(now, expected)
-    old = [pod for pod in pods if not _is_new(pod, expected)]
+    verdict.strong = _reports_revisions(now, pods, expected)
+    # Kubernetes lists pods that finished long after others took their place. Revisions tell an evicted
+    # pod from its successor; by names alone, one that failed since the publish stays in the way.
+    gone = FINISHED if verdict.strong else frozenset()
+    old = [pod for pod in pods if not _is_new(pod, expected) and pod.state not in gone]
     new = [pod for pod in pods if _is_new(pod, expected)]
     ready = {pod.name for pod in new if pod.state == RUNNING}
-    verdict.strong = _reports_revisions(now, pods)
-    # A new pod that was evicted and replaced stays listed. Revisions tell it from its successor.
-    waiting = [pod for pod in new if pod.state != RUNNING and not (verdict.strong and pod.state in FINISHED)]
+    waiting = [pod for pod in new if pod.state != RUNNING and pod.state not in gone]
     verdict.ready = len(ready)
     verdict.not_ready, verdict.old = waiting, old
-    if not pods and expected.replicas:
+    if now.pods is None and not verdict.strong and not expected.replicas:
+        verdict.missing.append("no pods are reported")
+    elif not pods and expected.replicas:
         verdict.missing.append("no pod is listed")
     elif len(ready) != expected.replicas:
         verdict.missing.append(f"{len(ready)} of {expected.replicas} new pods ready")
@@ -151,21 +158,28 @@ def _standing(status: ClusterStatus, expected: Expected) -> list[Pod]:
     return [
         pod
         for pod in status.pods or []
-        if not (pod.state in FINISHED and expected.baseline.get(pod.name) in FINISHED)
+        if not (pod.state in FINISHED and (expected.baseline or {}).get(pod.name) in FINISHED)
     ]
 
 
 def _is_new(pod: Pod, expected: Expected) -> bool:
     if pod.template_id is not None:
         return same_id(pod.template_id, expected.template_id)
+    if expected.baseline is None:
+        return False
     return pod.name not in expected.baseline or expected.in_place or not expected.changed
 
 
-def _reports_revisions(status: ClusterStatus, pods: Sequence[Pod]) -> bool:
-    """Whether the status tells new pods from old by itself, not only by their names."""
+def _reports_revisions(status: ClusterStatus, pods: Sequence[Pod], expected: Expected) -> bool:
+    """Whether the status tells new pods from old by itself, not only by their names.
+
+    Counters alone agree with themselves right after a publish too, before the cluster has acted on it:
+    they count only where no pod of before is listed any more.
+    """
     counted = None not in (status.generation, status.observed_generation, status.updated_replicas)
     labelled = bool(pods) and all(pod.template_id is not None for pod in pods)
-    return counted or labelled
+    replaced = expected.baseline is not None and not any(pod.name in expected.baseline for pod in pods)
+    return labelled or (counted and replaced)
 
 
 def _disagreements(expected: Expected, status: ClusterStatus) -> list[str]:
@@ -182,6 +196,13 @@ def _disagreements(expected: Expected, status: ClusterStatus) -> list[str]:
             f"the publish is not observed yet (generation {status.observed_generation} "
             f"of {status.generation})"
         )
+    if (
+        expected.changed
+        and status.generation is not None
+        and expected.generation_before is not None
+        and status.generation <= expected.generation_before
+    ):
+        missing.append(f"the publish has not arrived yet (generation {status.generation} as before)")
     if status.updated_replicas is not None and status.updated_replicas != expected.replicas:
         missing.append(f"{status.updated_replicas} of {expected.replicas} pods updated")
     return missing

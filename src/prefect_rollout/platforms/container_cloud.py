@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any, NoReturn, Self, TypeVar
+from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 from urllib.parse import quote, urlencode
 
 import httpx
@@ -174,7 +174,7 @@ class ContainerCloudClient:
         async for deployment in self._pages(
             Deployment, "deployments", places, {"filter": f"name__exact={name}"}
         ):
-            if deployment.name == name:
+            if deployment.name == name and same_id(deployment.app_id or app_id, app_id):
                 return deployment.model_copy(update={"app_id": deployment.app_id or app_id})
         names = [other.name async for other in self._pages(Deployment, "deployments", places, {})]
         near = difflib.get_close_matches(name, names, n=10, cutoff=0.4)
@@ -310,11 +310,30 @@ class _Upgraded(Payload):
     template_ids: list[Id] | None = None
 
 
-class _Refusal(Payload):
-    code: int | None = None
-    sub_code: int | None = None
-    msg: str | None = None
-    request_id: str | None = None
+class _Refusal(NamedTuple):
+    """What an answer's envelope says, as far as it can be read: a refusal is never lost to its form."""
+
+    code: int
+    sub_code: int
+    msg: str
+    request_id: str | None
+
+    @classmethod
+    def of(cls, answer: Any) -> Self:
+        """The refusal in an answer; empty where it holds none."""
+        said = answer if isinstance(answer, dict) else {}
+        request_id = said.get("requestId")
+        return cls(
+            _number(said.get("code")),
+            _number(said.get("subCode")),
+            str(said.get("msg") or ""),
+            None if request_id is None else str(request_id),
+        )
+
+
+def _number(value: Any) -> int:
+    text = str(value)
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else 0
 
 
 def _places(deployment: Deployment) -> dict[str, Id | None]:
@@ -341,6 +360,9 @@ def _trust(ca_file: Path | None) -> ssl.SSLContext:
 
 
 async def _bounded(response: httpx.Response, call: str) -> bytes:
+    # A compressed answer was not asked for, and would grow without bound while it is read.
+    if response.headers.get("Content-Encoding", "identity").strip().lower() not in {"", "identity"}:
+        return b""
     parts = bytearray()
     async for part in response.aiter_bytes():
         parts += part
@@ -373,10 +395,10 @@ def _data(call: str, response: httpx.Response, text: bytes, *, cluster: Id | Non
     status = response.status_code
     try:
         answer = from_json(text)
-        refusal = _Refusal.model_validate(answer if isinstance(answer, dict) else {})
     except ValueError:
-        answer, refusal = None, _Refusal()
-    code = refusal.code or 0
+        answer = None
+    refusal = _Refusal.of(answer)
+    code = refusal.code
     request_id = refusal.request_id or response.headers.get("X-Request-Id")
     known: dict[str, Any] = {"status": status, "request_id": request_id, "cluster": cluster}
     if status >= 400 or code >= 400:
@@ -437,11 +459,11 @@ def _seconds_to_wait(value: str | None) -> float | None:
         return float(value.strip()[:9])
     try:
         until = parsedate_to_datetime(value)
-    except ValueError:
+        if until.tzinfo is None:
+            until = until.replace(tzinfo=UTC)
+        return max(0.0, (until - datetime.now(UTC)).total_seconds())
+    except (ValueError, OverflowError):
         return None
-    if until.tzinfo is None:
-        until = until.replace(tzinfo=UTC)
-    return max(0.0, (until - datetime.now(UTC)).total_seconds())
 
 
 @contextmanager
