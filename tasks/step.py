@@ -17,12 +17,12 @@ from prefect.tasks import exponential_backoff
 
 from prefect_rollout.errors import RolloutError
 from prefect_rollout.progress import Progress, tell
-from prefect_rollout.settings import RetrySettings
+from prefect_rollout.settings import patience
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_patience = RetrySettings()
+_patience = patience()
 
 
 async def another_try_may_help(_task: Any, _task_run: TaskRun, state: State[Any]) -> bool:

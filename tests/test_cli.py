@@ -151,6 +151,13 @@ def test_a_prefect_api_that_does_not_answer_is_a_matter_of_configuration(
     assert "Traceback" not in ended.stderr
 
 
+def test_a_setting_that_cannot_be_used_is_named(cloud: Cloud, prefect_server: str, tmp_path: Path) -> None:
+    ended = deploy(cloud, prefect_server, tmp_path, *HOME_APP, PREFECT_ROLLOUT_RETRIES="many")
+    assert ended.returncode == 2
+    assert "retries" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_configure_saves_a_block_that_deploy_then_uses(
     cloud: Cloud, prefect_server: str, tmp_path: Path
 ) -> None:

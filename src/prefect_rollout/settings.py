@@ -1,7 +1,10 @@
 """Settings from the environment: the article's `K8S_*`, and how patient a release is."""
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from prefect_rollout.errors import ConfigurationError
+from prefect_rollout.models import first_mistake
 
 
 class CloudEnvironment(BaseSettings):
@@ -20,6 +23,21 @@ class CloudEnvironment(BaseSettings):
     deploy_name: str | None = None
     template_id: str | None = None
     registry_url: str | None = None
+
+
+def patience() -> "RetrySettings":
+    """The retry settings of the environment.
+
+    Raises:
+        ConfigurationError: a variable cannot be used.
+    """
+    try:
+        return RetrySettings()
+    except ValidationError as error:
+        raise ConfigurationError(
+            f"PREFECT_ROLLOUT_ settings: {first_mistake(error)}",
+            advice="Correct or unset the environment variable.",
+        ) from None
 
 
 class RetrySettings(BaseSettings):
