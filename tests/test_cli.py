@@ -263,6 +263,7 @@ def test_the_simulator_serves_until_it_is_interrupted(tmp_path: Path) -> None:
 
 def test_a_scenario_with_a_mistake_is_refused_by_its_field(tmp_path: Path) -> None:
     (tmp_path / "scenario.yaml").write_text("apps: [{id: 1, nam: x}]\n")
+    assert call("simulate", "--port", "99999", home=tmp_path).returncode == 2
     ended = call("simulate", "--scenario", str(tmp_path / "scenario.yaml"), home=tmp_path)
     assert ended.returncode == 2
     assert "apps.0" in ended.stderr

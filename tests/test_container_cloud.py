@@ -289,7 +289,7 @@ async def test_a_deployment_is_found_by_its_exact_name_or_near_names_are_listed(
         assert (found.id, found.app_id) == (2, 3290)
         with pytest.raises(DeploymentNotFoundError) as caught:
             await cloud.deployment(3290, "qapm-hom")
-    assert caught.value.data["known"] == ["qapm-home", "qapm-home-beta"]
+    assert caught.value.data["known"] == ["qapm-home", "qapm-home-beta", "zzz"]
 
 
 async def test_an_app_that_answers_under_another_id_is_not_the_app() -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 from cyclopts import App, CycloptsError, Parameter
+from cyclopts.validators import Number
 from rich.console import Console
 from rich.prompt import Prompt
 
@@ -80,7 +81,9 @@ def _command(name: str) -> str:
 def simulate(
     *,
     host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, Parameter(help="Port to listen on.")] = 8360,
+    port: Annotated[
+        int, Parameter(help="Port to listen on; 0 for any that is free.", validator=Number(gte=0, lte=65535))
+    ] = 8360,
     scenario: Annotated[
         Path | None, Parameter(help="YAML or JSON file of apps, behaviours and faults.")
     ] = None,
@@ -101,7 +104,7 @@ def configure(
         str | None, Parameter(env_var="K8S_APP_ID", help="An app that the key may read, to try the block.")
     ] = None,
 ) -> int:
-    """Save a container-cloud block from K8S_… variables or from prompts, and try it with one read."""
+    """Save a container-cloud block from K8S_… variables or from prompts, once one read with it succeeds."""
     embedded.prepare()
     from prefect_rollout.settings import CloudEnvironment
 
@@ -118,6 +121,7 @@ def configure(
         asyncio.run(_configure(name, app_id))
     except RolloutError as error:
         _complain(error)
+        err.print("Nothing was saved.")
         return WRONG_USE if isinstance(error, ConfigurationError | InputError) else 1
     return 0
 
@@ -128,14 +132,15 @@ async def _configure(name: str, app_id: str) -> None:
     block = ContainerCloud.from_environment()
     if block is None:
         raise ConfigurationError("neither K8S_KEY_ID nor K8S_SECRET_KEY is set")
+    # Tried before it is saved: a mistyped secret must not replace a block that works.
+    async with block.get_client() as client:
+        found = await client.app(app_id)
+    err.print(f"It works: app {one_line(found.id, 80)} is {one_line(found.name, 120)}.", markup=False)
     try:
         await block.asave(name, overwrite=True)
     except ValueError as error:
         raise InputError(f"name: {one_line(error)}", field="name") from error
-    err.print(f"Saved the block container-cloud/{name} in {embedded.api_in_use()}.")
-    async with block.get_client() as client:
-        found = await client.app(app_id)
-    err.print(f"It works: app {one_line(found.id, 80)} is {one_line(found.name, 120)}.", markup=False)
+    err.print(f"Saved the block container-cloud/{name} in {embedded.api_in_use()}.", soft_wrap=True)
 
 
 @app.command
@@ -162,7 +167,9 @@ def deploy(
     poll_attempts: Annotated[int, Parameter(help="Looks before the release counts as timed out.")] = 20,
     as_json: Annotated[
         bool,
-        Parameter(name="--json", help="Print the result as one JSON object, and nothing else.", negative=""),
+        Parameter(
+            name="--json", help="Print the result on standard output, as one JSON object alone.", negative=""
+        ),
     ] = False,
 ) -> int:
     """Release a deployment in this process, against the Prefect API that is configured or an embedded one."""
@@ -265,7 +272,7 @@ def _ask(variable: str, question: str, default: str = "", *, secret: bool = Fals
             advice=f"Set {variable}, or run `prefect-rollout configure` in a terminal.",
             field=variable,
         )
-    question += f" [{default}]" if default else ""
+    question += f" (Enter for {default})" if default else ""
     while True:
         answer = Prompt.ask(question, console=err, password=secret) or default
         if answer:

@@ -49,7 +49,9 @@ class LiveSteps:
         self._started.setdefault(progress.step, time.monotonic())
         if progress.seconds:
             self._took[progress.step] = self._took.get(progress.step, 0) + progress.seconds
-        if not self._console.is_terminal:
+        # In lines, a step is told once, at its end; only the long wait says what it sees meanwhile.
+        quiet = progress.state == "running" and not (progress.step == STEPS[6] and progress.detail)
+        if not self._console.is_terminal and not quiet:
             number = STEPS.index(progress.step) + 1
             detail = f": {one_line(progress.detail, 200)}" if progress.detail else ""
             seconds = f" ({progress.seconds:.1f} s)" if progress.seconds else ""

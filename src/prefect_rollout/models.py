@@ -5,6 +5,7 @@ keys that they do not know. `metaData` and `template` arrive as JSON *strings*; 
 and `Template.workload` read them. Sources: the article's steps 1 to 7, the Open API contract.
 """
 
+import re
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
@@ -321,7 +322,7 @@ class ReleaseRequest(BaseModel):
     app_id: Id
     deployment: str = Field(min_length=1, max_length=253)
     template_id: Id | None = None
-    target: str = Field(default="container-cloud/default", pattern=r"^[a-z0-9-]+/[a-z0-9-]+$")
+    target: str = "container-cloud/default"
     clusters: list[Annotated[str, Field(min_length=1, max_length=253)]] | None = None
     images: dict[str, Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^\S+$")]] | None = None
     reason: Annotated[str, Field(max_length=1000)] = ""
@@ -352,6 +353,13 @@ class ReleaseRequest(BaseModel):
     def _app_given(cls, value: int | str) -> int | str:
         if value == "":
             raise ValueError("an app id is needed, such as 3290")
+        return value
+
+    @field_validator("target")
+    @classmethod
+    def _slug_and_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[a-z0-9-]{1,200}/[a-z0-9-]{1,200}", value):
+            raise ValueError("a target is a block as type-slug/name, such as container-cloud/default")
         return value
 
     @field_validator("clusters")

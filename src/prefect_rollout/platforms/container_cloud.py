@@ -178,8 +178,9 @@ class ContainerCloudClient:
                 return deployment.model_copy(update={"app_id": deployment.app_id or app_id})
         names = [other.name async for other in self._pages(Deployment, "deployments", places, {})]
         near = difflib.get_close_matches(name, names, n=10, cutoff=0.4)
+        others = sorted(set(names) - set(near))
         raise DeploymentNotFoundError.named(
-            name, near or sorted(names)[:10], f"in app {one_line(app_id, 80)}", app_id=app_id
+            name, [*near, *others][:20], f"in app {one_line(app_id, 80)}", app_id=app_id
         )
 
     def templates(self, deployment: Deployment) -> AsyncIterator[Template]:
