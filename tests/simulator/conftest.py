@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from simulator.caller import Caller, Calling, Signer
 
 from prefect_rollout.simulator import Scenario, SimulatorServer
+from simulator.caller import Caller, Calling, Signer
 
 
 @pytest.fixture(scope="session")

@@ -2,9 +2,9 @@ import json
 
 import httpx
 import pytest
-from simulator.caller import Caller, Calling, refusal
 
 from prefect_rollout.simulator import article
+from simulator.caller import Caller, Calling, refusal
 
 
 def test_the_app_is_the_articles(caller: Caller) -> None:

@@ -2,9 +2,9 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
-from simulator.caller import Caller, refusal
 
 from prefect_rollout.simulator import SimulatorServer
+from simulator.caller import Caller, refusal
 
 
 @pytest.fixture

@@ -13,9 +13,9 @@ from schemathesis.specs.openapi.checks import (
     response_schema_conformance,
     status_code_conformance,
 )
-from simulator.caller import signed_headers
 
 from prefect_rollout.simulator import Scenario, SimulatorServer, create_app
+from simulator.caller import signed_headers
 
 DOCUMENT = create_app().openapi()
 SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)

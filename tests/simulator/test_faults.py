@@ -3,9 +3,9 @@ from email.utils import parsedate_to_datetime
 
 import httpx
 import pytest
-from simulator.caller import Caller, Calling, refusal
 
 from prefect_rollout.simulator.fault import Fault, FaultPlan
+from simulator.caller import Caller, Calling, refusal
 
 
 def statuses(caller: Caller, count: int) -> list[int]:

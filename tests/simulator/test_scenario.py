@@ -2,11 +2,11 @@ import json
 from pathlib import Path
 
 import pytest
-from simulator.caller import Calling
 
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.simulator import Scenario, load_scenario
 from prefect_rollout.simulator.cloud import Cloud
+from simulator.caller import Calling
 
 EXAMPLE = """
 key_id: k

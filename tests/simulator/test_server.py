@@ -6,10 +6,10 @@ import threading
 
 import httpx
 import pytest
-from simulator.caller import Signer
 
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.simulator import SimulatorServer, create_app, run
+from simulator.caller import Signer
 
 
 def test_a_port_in_use_is_named_with_what_to_do() -> None:

@@ -6,11 +6,11 @@ from urllib.parse import quote
 
 import httpx
 import pytest
-from simulator.caller import Caller, Calling, Signer, refusal, signed_headers
 
 from prefect_rollout.simulator.refusal import Refusal
 from prefect_rollout.simulator.scenario import Credential
 from prefect_rollout.simulator.signature import Doorkeeper, string_to_sign
+from simulator.caller import Caller, Calling, Signer, refusal, signed_headers
 
 VECTORS: list[dict[str, Any]] = json.loads(
     (Path(__file__).parent.parent / "data" / "signature-vectors.json").read_text(encoding="utf-8")
