@@ -3,13 +3,13 @@
 from collections.abc import Mapping
 
 from prefect_rollout.errors import ContainerNotFoundError
-from prefect_rollout.models import Template
+from prefect_rollout.models import Version
 from prefect_rollout.tasks.step import say, step
 from prefect_rollout.text import one_line
 
 
 @step("build image list", "list images of template {template.id}")
-async def build_image_list(template: Template, images: Mapping[str, str] | None = None) -> dict[str, str]:
+async def build_image_list(template: Version, images: Mapping[str, str] | None = None) -> dict[str, str]:
     """`{container: image}` of the template's containers that have a name and an image.
 
     Args:
@@ -20,7 +20,7 @@ async def build_image_list(template: Template, images: Mapping[str, str] | None 
         ContainerNotFoundError: the template has no container, or none of a name in `images`; the
             error lists those that exist.
     """
-    listed = template.workload.images
+    listed = template.images
     where = f"in template {one_line(template.id, 80)}"
     if not listed:
         raise ContainerNotFoundError(f"there is no container with a name and an image {where}")

@@ -2,7 +2,7 @@
 
 from prefect_rollout.blocks import open_target
 from prefect_rollout.errors import ForeignTemplateError, NoTemplateError, TemplateNotFoundError
-from prefect_rollout.models import Deployment, Id, Template, marked, newest_first, same_id
+from prefect_rollout.models import Deployment, Id, Template, Version, marked, newest_first, same_id
 from prefect_rollout.platforms.port import Platform
 from prefect_rollout.tasks.step import say, step
 from prefect_rollout.text import one_line
@@ -15,8 +15,11 @@ async def get_template(
     *,
     release_id: str | None = None,
     target: str,
-) -> Template:
+) -> Version:
     """Finds the template with that id, or the newest by id where none is named.
+
+    What it returns is kept with the flow run's results; the template's text is not, for its
+    environment values may be secrets.
 
     Args:
         deployment: as step 1 found it.
@@ -35,9 +38,9 @@ async def get_template(
             template = await _newest(platform, deployment, release_id)
         else:
             template = await _by_id(platform, deployment, template_id)
-    _ = template.workload  # raises where it cannot be read
+    version = template.version
     say("get template", f"template {one_line(template.id, 80)}")
-    return template
+    return version
 
 
 def _belongs(template: Template, deployment: Deployment) -> bool:

@@ -11,10 +11,13 @@ from prefect_rollout.text import one_line
 
 
 class Scope(BaseModel):
-    """Where a release goes: `{cluster: replicas}` in the order of publishing, and the metaData."""
+    """Where a release goes: `{cluster: replicas}` in the order of publishing.
+
+    `in_place` says whether pods are updated in place, keeping their names.
+    """
 
     replicas: dict[str, int]
-    meta: MetaData
+    in_place: bool = False
 
 
 @step("parse metadata", "parse metadata of {deployment.name}")
@@ -57,4 +60,4 @@ async def parse_metadata(deployment: Deployment, clusters: Sequence[str] | None 
     wanted = {cluster: count for cluster, count in replicas.items() if count is not None}
     listed = ", ".join(f"{one_line(cluster, 80)} {count}" for cluster, count in wanted.items())
     say("parse metadata", f"replicas: {listed}")
-    return Scope(replicas=wanted, meta=meta)
+    return Scope(replicas=wanted, in_place=meta.in_place)

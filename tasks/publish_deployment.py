@@ -1,79 +1,86 @@
 """Step 6: publish a template to one cluster."""
 
+from prefect_rollout import guard
 from prefect_rollout.blocks import open_target
 from prefect_rollout.errors import ConflictError
 from prefect_rollout.models import Deployment, Id, same_id
 from prefect_rollout.platforms.port import Platform
+from prefect_rollout.tasks.before import pods_of
 from prefect_rollout.tasks.step import may_have_run_before, run_logger, say, step
 from prefect_rollout.text import one_line
 
-# The newest publishes of a deployment among which an earlier try of this step has to stand.
-HISTORY_LOOKED_AT = 200
 
-
-@step("publish deployment", "publish {deployment.name} to {cluster}")
+@step("publish deployment", "publish {deployment.name} template {template_id} to {cluster}")
 async def publish_deployment(
     deployment: Deployment,
     template_id: int | str,
     cluster: str,
     replicas: int,
     *,
+    over: int | str | None,
     release_id: str,
+    key: str = "publish",
     target: str,
 ) -> dict[str, str | None] | None:
     """Has a cluster run `replicas` pods of the template.
 
-    Returns when the write is accepted, which says nothing of the rollout: step 7 watches that. A
-    second try first looks at what is online, and sends nothing where it is this template already
-    (contract, Idempotency), or was, before another release followed.
+    Returns when the write is accepted, which says nothing of the rollout: step 7 watches that. Before
+    it writes it looks at what is online there: nothing is sent where an earlier try took effect
+    (contract, Idempotency), nor where somebody else has published in the meantime.
 
     Returns:
         `{pod: state}` as listed right before the write was sent; `None` where that is unknown.
 
     Args:
         deployment: as step 1 found it.
-        template_id: the template that step 5 created.
+        template_id: the template to publish.
         cluster: the cluster.
         replicas: the cluster's replicas, by step 2.
+        over: the template that was online when the release was prepared; `None` if none was or it is
+            unknown.
         release_id: names this release; a repeat with the same id publishes nothing new.
+        key: what this publish is to the release: `publish`, or `rollback`.
         target: the block document `type-slug/name` of the platform.
 
     Raises:
         QuotaExceededError: the namespace's quota does not suffice.
         ConflictError: another publish of this deployment and cluster is running, or another release
-            was published over this one.
+            was published since this one was prepared.
     """
     say("publish deployment", f"{one_line(cluster, 80)}, replicas {replicas}")
     async with open_target(target) as platform:
-        if may_have_run_before() and await _took_effect(platform, deployment, template_id, cluster):
+        if await _took_effect(platform, deployment, template_id, cluster, over):
             run_logger().info("%s has this release's template: not published again", one_line(cluster))
             return None
         status = (await platform.status(deployment, [cluster])).get(cluster)
-        pods = None if status is None or status.pods is None else status.pods
+        await guard.safe_point()
         await platform.publish(
-            deployment, template_id, cluster, replicas, key=f"{release_id}:publish:{cluster}"
+            deployment, template_id, cluster, replicas, key=f"{release_id}:{key}:{cluster}"
         )
-    return None if pods is None else {pod.name: pod.state for pod in pods}
+    return pods_of(status)
 
 
-async def _took_effect(platform: Platform, deployment: Deployment, template_id: Id, cluster: str) -> bool:
-    """Whether an earlier try published; raises where another release was published over it since."""
-    for online in await platform.online(deployment):
-        if online.cluster == cluster and same_id(online.template_id, template_id):
-            return True
-    seen = 0
-    async for publication in platform.history(deployment):
-        if (
-            publication.cluster == cluster
-            and publication.status == 1
-            and same_id(publication.template_id, template_id)
-        ):
-            raise ConflictError(
-                f"another release was published to {one_line(cluster, 80)} after this one",
-                advice="Look at what is online there, and start a new release if it should change.",
-                cluster=cluster,
-            )
-        seen += 1
-        if seen >= HISTORY_LOOKED_AT:
-            break
+async def _took_effect(
+    platform: Platform, deployment: Deployment, template_id: Id, cluster: str, over: Id | None
+) -> bool:
+    """Whether an earlier try published; raises where somebody else has since."""
+    online = {entry.cluster: entry.template_id for entry in await platform.online(deployment)}.get(cluster)
+    again = may_have_run_before()
+    if online is not None and same_id(online, template_id) and (again or not _same(over, template_id)):
+        return True
+    if not _same(online, over):
+        raise ConflictError(
+            f"another release was published to {one_line(cluster, 80)} since this one was prepared: "
+            f"{_name(online)} is online there, and {_name(over)} was",
+            advice="Look at what is online there, and start a new release if it should change.",
+            cluster=cluster,
+        )
     return False
+
+
+def _same(one: Id | None, other: Id | None) -> bool:
+    return one is other is None or (one is not None and other is not None and same_id(one, other))
+
+
+def _name(template_id: Id | None) -> str:
+    return "nothing" if template_id is None else f"template {one_line(template_id, 40)}"

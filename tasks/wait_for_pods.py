@@ -20,6 +20,7 @@ async def wait_for_pods(
     *,
     poll_seconds: float = 5,
     poll_attempts: int = 20,
+    grace_seconds: float = 30,
     target: str,
 ) -> Verdict:
     """Polls the clusters until the verdict is released: at once, then every `poll_seconds`.
@@ -32,6 +33,7 @@ async def wait_for_pods(
         expected: what each cluster has to show.
         poll_seconds: seconds between polls.
         poll_attempts: polls at the most.
+        grace_seconds: seconds that a new pod may be in trouble before the release has failed.
         target: the block document `type-slug/name` of the platform.
 
     Raises:

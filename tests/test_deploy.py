@@ -109,7 +109,7 @@ async def test_the_articles_app_is_released_in_eight_steps(cloud: Cloud, prefect
         )
     assert run.name == "qapm-home → 202407291835-ddc95a7"
     assert len(runs) == 8
-    assert "publish qapm-home to pub-bjwdt" in {run.name for run in runs}
+    assert "publish qapm-home template 1343170 to pub-bjwdt" in {run.name for run in runs}
     (artifact,) = [artifact for artifact in artifacts if artifact.type == "markdown"]
     assert artifact.key == "release-3290-qapm-home"
     assert "✅ qapm-home is released" in str(artifact.data)
@@ -373,7 +373,7 @@ async def test_pods_that_do_not_get_ready_time_the_release_out(
     assert error.result.clusters[0].published
     assert not cloud.truth(deployment)[0]["rolled_out"]
     polls = [seen for seen in cloud.requests if seen["call"] == "status"]
-    assert len(polls) <= 2 + SHORT["poll_attempts"]  # the first two look at what stood before
+    assert len(polls) <= 3 + SHORT["poll_attempts"]  # two looks at what stood before, one at what is live
 
 
 async def test_a_time_out_names_the_pods_that_wait(cloud: Cloud) -> None:
@@ -467,8 +467,8 @@ async def test_a_failed_run_that_is_retried_goes_on_where_it_stopped(cloud: Clou
         "publish 1343170 to pub-bjyt",
     ]
     again = [seen["call"] for seen in cloud.requests][len(before) :]
-    assert again[:4] == ["online", "history", "status", "publish"]
-    assert set(again[4:]) == {"status"}
+    assert again[:3] == ["online", "status", "publish"]
+    assert set(again[3:]) == {"status"}
 
 
 @pytest.mark.parametrize(

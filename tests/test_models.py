@@ -15,7 +15,7 @@ from prefect_rollout.models import (
     MetaData,
     ReleaseRequest,
     Template,
-    Workload,
+    Version,
     newest_first,
 )
 
@@ -26,7 +26,7 @@ def article(name: str) -> str:
     return (ARTICLE / f"{name}.json").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("model", "name"), [(App, "app"), (MetaData, "metadata"), (Workload, "template")])
+@pytest.mark.parametrize(("model", "name"), [(App, "app"), (MetaData, "metadata")])
 def test_the_articles_payload_comes_back_as_it_went_in(model: type[BaseModel], name: str) -> None:
     payload = json.loads(article(name))
     read = model.model_validate(payload)
@@ -58,10 +58,23 @@ def test_the_articles_template_names_its_image() -> None:
     }
 
 
-def test_unknown_keys_are_kept_at_every_depth() -> None:
-    payload = {"cluster": "c", "pods": [{"name": "p", "state": "Running", "qos": {"a": [1]}}], "zone": 7}
+def test_unknown_keys_are_ignored_at_every_depth_and_so_never_kept_with_a_result() -> None:
+    payload = {"cluster": "c", "pods": [{"name": "p", "state": "Running", "env": {"a": [1]}}], "zone": 7}
     dumped = ClusterStatus.model_validate(payload).model_dump(by_alias=True, exclude_unset=True)
-    assert dumped == payload
+    assert dumped == {"cluster": "c", "pods": [{"name": "p", "state": "Running"}]}
+
+
+def test_what_a_release_keeps_of_a_template_is_its_images_and_a_digest_of_the_rest() -> None:
+    def version(text: str) -> Version:
+        return Template(id=7, template=text).version
+
+    one = version(article("template"))
+    assert one.images == {"qapm-home": "harbor.qihoo.net/qdgc-qapm/qapm-web:202407291835-ddc95a7"}
+    other_image = version(article("template").replace("202407291835-ddc95a7", "other"))
+    assert other_image.images != one.images
+    assert other_image.digest == one.digest
+    assert version(article("template").replace("330m", "500m")).digest != one.digest
+    assert "330m" not in one.model_dump_json()
 
 
 def test_the_clusters_own_replica_goes_before_the_older_place() -> None:

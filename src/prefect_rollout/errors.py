@@ -8,6 +8,7 @@ RolloutError
 │   ├── DeploymentNotFoundError
 │   ├── TemplateNotFoundError   the template id that was asked for is unknown
 │   ├── NoTemplateError         the deployment has no template at all
+│   ├── NoPreviousTemplateError the history has no template to go back to
 │   ├── ClusterNotFoundError
 │   └── ContainerNotFoundError
 ├── MetaDataError               the deployment's metaData cannot be read or lacks what a release needs
@@ -25,9 +26,12 @@ RolloutError
 │   ├── ServerFaultError        500, 502, 504: a write may have taken effect
 │   ├── UnreachableError        no answer: refused, reset, timed out: a write may have taken effect
 │   └── UnusableAnswerError     an answer that is not what the contract says
+├── LockedError                 another release of the same deployment and cluster is running
+├── LockLostError               the release's lock, or its right to go on, was lost: it stops before a write
 └── ReleaseError                the release was started and did not end well
     ├── ReleaseFailedError      the platform or a pod says that it cannot succeed
-    └── ReleaseTimedOutError    the pods were not all ready within the polls allowed
+    ├── ReleaseTimedOutError    the pods were not all ready within the polls allowed
+    └── RollbackFailedError     what had failed could not be rolled back either
 
 Every error carries `step` (the step of the release), `problem`, `advice` (what the user can do next),
 `retryable` (whether the same call may succeed later), `retry_after` (seconds) and `data` (status,
@@ -80,15 +84,17 @@ class RolloutError(Exception):
         self.retry_after = retry_after
         self.data = {name: value for name, value in data.items() if value is not None}
         self.result: ReleaseResult | None = None
+        self.live: str | None = None
 
     def __str__(self) -> str:
-        """`step: problem (status …, request id …). Advice.`, on one line."""
+        """`step: problem (status …, request id …). Advice. Live now: ….`, on one line."""
         where = f"{self.step}: " if self.step else ""
         known = [
             f"{label} {one_line(self.data[name], 80)}" for name, label in _SHOWN.items() if name in self.data
         ]
         circumstances = f" ({', '.join(known)})" if known else ""
-        return f"{where}{self.problem}{circumstances}. {self.advice}"
+        live = f" Live now: {self.live}." if self.live else ""
+        return f"{where}{self.problem}{circumstances}. {self.advice}{live}"
 
     def to_dict(self) -> dict[str, Any]:
         """The error for programs: `type`, `step`, `message`, `retryable`, `advice` and the data."""
@@ -99,6 +105,7 @@ class RolloutError(Exception):
             "message": self.problem,
             "retryable": self.retryable,
             "advice": self.advice,
+            "live": self.live,
         }
 
 
@@ -161,6 +168,13 @@ class NoTemplateError(NotFoundError):
 
     kind = "template"
     advice = "Create the deployment's first template in the cloud's console."
+
+
+class NoPreviousTemplateError(NotFoundError):
+    """The publish history has no template that was online before the present one."""
+
+    kind = "template"
+    advice = "Name the template to go back to with to_template."
 
 
 class ClusterNotFoundError(NotFoundError):
@@ -266,6 +280,34 @@ class UnusableAnswerError(PlatformError):
     advice = "Check that the block's api_url is the cloud's Open API and not a login page or a proxy."
 
 
+class LockedError(RolloutError):
+    """Another release of the same deployment and cluster is running. Nothing was written."""
+
+    advice = "Wait for it to end, or cancel it, then retry the run."
+
+    @classmethod
+    def held(cls, locks: Sequence[str], holder: str, waited_seconds: float) -> "LockedError":
+        """The error for `locks` that `holder` (told as a clause, empty if unknown) did not give back."""
+        waited = f" for {waited_seconds:.0f} s" if waited_seconds else ""
+        if holder:
+            return cls(f"another release holds this deployment{waited}: {holder}", locks=list(locks))
+        return cls(
+            f"this deployment is locked{waited}, and no release that runs holds it",
+            advice=(
+                "A killed release frees it within a minute. If it stays locked, the Prefect server has "
+                "lost the lease: set PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE to a storage that lasts, and "
+                f"run `prefect gcl update '{locks[0]}' --active-slots 0`."
+            ),
+            locks=list(locks),
+        )
+
+
+class LockLostError(RolloutError):
+    """The release may not write any more: its lock is gone, or someone else goes on with the run."""
+
+    advice = "See whether another process goes on with this run; if none does, retry it."
+
+
 class ReleaseError(RolloutError):
     """The release was started and did not end well. `verdict` is the last look at its clusters."""
 
@@ -284,3 +326,9 @@ class ReleaseTimedOutError(ReleaseError):
         "Look at the named pods' events in the cloud's console; if they only need longer, "
         "start again with more polls."
     )
+
+
+class RollbackFailedError(ReleaseError):
+    """A release failed, and rolling it back failed as well. The first failure is its `__cause__`."""
+
+    advice = "Put the deployment right in the cloud's console now; the clusters' state stands in the report."

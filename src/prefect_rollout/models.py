@@ -1,13 +1,15 @@
 """The vocabulary of a release: what the platforms answer, what a release asks for, how it ended.
 
-Payload models mirror the container cloud's JSON (camelCase on the wire, snake_case here) and keep
-keys that they do not know. `metaData` and `template` arrive as JSON *strings*; `Deployment.parsed`
-and `Template.workload` read them. Sources: the article's steps 1 to 7, the Open API contract.
+Payload models mirror the container cloud's JSON (camelCase on the wire, snake_case here).
+`metaData` and `template` arrive as JSON *strings*; `MetaData.parse` and `Template.workload` read them.
+Sources: the article's steps 1 to 7, the Open API contract.
 """
 
+import hashlib
+import json
 import re
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge
 from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
@@ -44,9 +46,9 @@ def first_mistake(error: ValidationError) -> str:
 
 
 class Payload(BaseModel):
-    """A JSON object of the platform. Unknown keys are kept and dumped again."""
+    """A JSON object of the platform. Unknown keys are ignored, and so never kept with a result."""
 
-    model_config = ConfigDict(extra="allow", alias_generator=to_camel, populate_by_name=True)
+    model_config = ConfigDict(extra="ignore", alias_generator=to_camel, populate_by_name=True)
 
 
 class App(Payload):
@@ -229,6 +231,35 @@ class Template(Payload):
             )
         return workload
 
+    @property
+    def version(self) -> "Version":
+        """What a release keeps of the template.
+
+        Raises:
+            UnreadableTemplateError: it is empty, not JSON, or not a Deployment.
+        """
+        images = self.workload.images
+        pods = from_json(self.template or "")["spec"]["template"]
+        for container in pods["spec"].get("containers") or []:
+            if container and container.get("name") in images:
+                del container["image"]
+        canonical = json.dumps(pods, sort_keys=True, ensure_ascii=False)
+        digest = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
+        return Version(id=self.id, images=images, digest=digest)
+
+
+class Version(BaseModel):
+    """What a release keeps of a template: never its text, whose environment values may be secrets.
+
+    Attributes:
+        images: `{container: image}` of the containers that have both.
+        digest: SHA-256 of the rest of the pod template, so that two versions can be compared.
+    """
+
+    id: Id
+    images: dict[str, str]
+    digest: str
+
 
 def release_mark(release_id: str) -> str:
     """What ends the description of a template that a release created (contract, Idempotency)."""
@@ -314,20 +345,26 @@ class Publication(Payload):
 # ---- what a release asks for, and how it ended ------------------------------------------------
 
 
-class ReleaseRequest(BaseModel):
-    """What one release asks for. `ReleaseRequest.of` checks it before anything is asked or written."""
+Cluster = Annotated[str, Field(min_length=1, max_length=253)]
+
+
+class Request(BaseModel):
+    """What every flow is asked for. `Request.of` checks it before anything is asked or written."""
 
     model_config = ConfigDict(extra="forbid")
 
     app_id: Id
     deployment: str = Field(min_length=1, max_length=253)
-    template_id: Id | None = None
     target: str = "container-cloud/default"
-    clusters: list[Annotated[str, Field(min_length=1, max_length=253)]] | None = None
-    images: dict[str, Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^\S+$")]] | None = None
+    clusters: list[Cluster] | None = None
     reason: Annotated[str, Field(max_length=1000)] = ""
+    order: Literal["together", "one-by-one"] = "together"
+    canary: Cluster | None = None
+    pause_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 0
     poll_seconds: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 5
     poll_attempts: Annotated[int, Field(ge=1, le=100_000)] = 20
+    grace_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 30
+    lock_wait_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 600
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -341,7 +378,7 @@ class ReleaseRequest(BaseModel):
         except ValidationError as error:
             raise InputError(first_mistake(error), field=str(error.errors()[0]["loc"][0])) from None
 
-    @field_validator("app_id", "deployment", "template_id")
+    @field_validator("app_id", "deployment", "template_id", "to_template", check_fields=False)
     @classmethod
     def _usable_id(cls, value: int | str | None) -> int | str | None:
         if value is None or value == "":
@@ -370,6 +407,31 @@ class ReleaseRequest(BaseModel):
         if value is not None and len(set(value)) != len(value):
             raise ValueError("a cluster is named twice")
         return value or None
+
+    @field_validator("canary")
+    @classmethod
+    def _canary_usable(cls, value: str | None) -> str | None:
+        return value and usable_cluster(value)
+
+
+class ReleaseRequest(Request):
+    """What one release asks for."""
+
+    template_id: Id | None = None
+    images: dict[str, Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^\S+$")]] | None = None
+    on_failure: Literal["stop", "rollback"] = "stop"
+
+
+class RollbackRequest(Request):
+    """What a rollback asks for."""
+
+    to_template: Id | None = None
+
+
+class ScaleRequest(Request):
+    """What a scaling asks for."""
+
+    replicas: Annotated[int, Field(strict=True, ge=1, le=32)]
 
 
 def usable_id(value: int | str) -> int | str:
@@ -401,11 +463,21 @@ def usable_cluster(name: str) -> str:
 
 
 class Outcome(StrEnum):
-    """The three endings of a release."""
+    """The three endings of a release, and its end by a person."""
 
     RELEASED = "released"
     FAILED = "failed"
     TIMED_OUT = "timed-out"
+    CANCELLED = "cancelled"
+
+
+class Action(StrEnum):
+    """What a flow does to a deployment."""
+
+    DEPLOY = "deploy"
+    ROLLBACK = "rollback"
+    RESTART = "restart"
+    SCALE = "scale"
 
 
 class ClusterResult(BaseModel):
@@ -414,26 +486,50 @@ class ClusterResult(BaseModel):
     cluster: str
     replicas: int = Field(description="Replicas wanted.")
     ready: int = Field(default=0, description="New pods that were ready at the last look.")
-    published: bool = Field(default=False, description="Whether the publish was accepted.")
+    template: int | str | None = Field(
+        default=None, description="The template that the cluster shall run; null while it is not chosen."
+    )
+    published: bool | None = Field(
+        default=False, description="Whether the write was accepted; null when its answer was lost."
+    )
+    rolled_back: bool | None = Field(
+        default=None, description="Whether it was rolled back; null where no rollback was tried."
+    )
     template_before: int | str | None = Field(
         default=None, description="The template that was online before; null when none was or it is unknown."
     )
     images_before: dict[str, str] | None = Field(
         default=None, description="That template's images; null when unknown."
     )
+    online: int | str | None = Field(
+        default=None, description="The template online at the last look; null when none is or it is unknown."
+    )
+    running: int | None = Field(
+        default=None, description="Pods of any template that were Running at the last look; null if unknown."
+    )
     pods: list[Pod] = Field(default_factory=list, description="The pods at the last look.")
+
+    @property
+    def live(self) -> str:
+        """What the cluster runs by the last look, such as `pub-bjwdt runs template 5 (1 pod Running)`."""
+        name = one_line(self.cluster, 60)
+        if self.online is None:
+            return f"{name}: what is online is not known"
+        pods = "pods not known" if self.running is None else f"{self.running} of {self.replicas} pods Running"
+        return f"{name} has template {one_line(self.online, 40)} online ({pods})"
 
 
 class ReleaseResult(BaseModel):
-    """How a release ended: what the flow returns and `deploy --json` prints."""
+    """How a release ended: what the flow returns and `--json` prints."""
 
+    action: Action = Action.DEPLOY
     outcome: Outcome
     app_id: int | str
     app: str | None = None
     deployment: str
     release_id: str
     template_id: int | str | None = Field(
-        default=None, description="The template that was created and published."
+        default=None, description="The template that was created, or gone back to; null where there is none."
     )
     base_template_id: int | str | None = Field(
         default=None, description="The template that was chosen as its base."
@@ -448,3 +544,8 @@ class ReleaseResult(BaseModel):
     seconds: dict[str, float] = Field(default={}, description="Seconds that each step took.")
     error: dict[str, Any] | None = Field(default=None, description="Why it did not end well.")
     links: dict[str, str] = Field(default={}, description="Where to look further: label and address.")
+
+    @property
+    def live(self) -> str:
+        """What each cluster runs by the last look."""
+        return "; ".join(cluster.live for cluster in self.clusters)

@@ -1,10 +1,14 @@
 """Settings from the environment: the article's `K8S_*`, and how patient a release is."""
 
+from typing import TypeVar
+
 from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.models import first_mistake
+
+S = TypeVar("S", bound=BaseSettings)
 
 
 class CloudEnvironment(BaseSettings):
@@ -31,8 +35,21 @@ def patience() -> "RetrySettings":
     Raises:
         ConfigurationError: a variable cannot be used.
     """
+    return _read(RetrySettings)
+
+
+def liveness() -> "LivenessSettings":
+    """The settings of a release's heartbeat.
+
+    Raises:
+        ConfigurationError: a variable cannot be used.
+    """
+    return _read(LivenessSettings)
+
+
+def _read(settings: type[S]) -> S:
     try:
-        return RetrySettings()
+        return settings()
     except ValidationError as error:
         raise ConfigurationError(
             f"PREFECT_ROLLOUT_ settings: {first_mistake(error)}",
@@ -51,4 +68,17 @@ class RetrySettings(BaseSettings):
     )
     longest_retry_after_seconds: float = Field(
         default=300, ge=0, description="A platform that asks to wait longer than this ends the step."
+    )
+
+
+class LivenessSettings(BaseSettings):
+    """How often a release tells Prefect that it lives: `PREFECT_ROLLOUT_HEARTBEAT_SECONDS`."""
+
+    model_config = SettingsConfigDict(env_prefix="PREFECT_ROLLOUT_", env_ignore_empty=True, extra="ignore")
+
+    heartbeat_seconds: float = Field(
+        default=20,
+        ge=1,
+        le=600,
+        description="Seconds between heartbeats; a run silent for 4.5 times as long is marked Crashed.",
     )

@@ -40,6 +40,7 @@ class Expected(BaseModel):
     generation_before: int | None = None
     changed: bool = True
     in_place: bool = False
+    restarted: bool = False
 
 
 class ClusterVerdict(BaseModel):

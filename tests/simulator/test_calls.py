@@ -119,11 +119,16 @@ def test_several_clusters_are_answered_in_the_order_asked(caller: Caller) -> Non
 
 
 def test_the_history_is_newest_first_and_tells_refusals(caller: Caller) -> None:
-    assert caller.data("/publish/histories", type=0, resourceId=20771)["list"] is None
+    (first,) = caller.data("/publish/histories", type=0, resourceId=20771)["list"]
+    assert (first["templateId"], first["cluster"]) == (1343102, "pub-bjwdt")
     caller.publish(template=1342977)
     caller.publish(replicas=5000)
     found = caller.data("/publish/histories", type=0, resourceId=20771)["list"]
-    assert [(each["templateId"], each["status"]) for each in found] == [(1343169, 0), (1342977, 1)]
+    assert [(each["templateId"], each["status"]) for each in found] == [
+        (1343169, 0),
+        (1342977, 1),
+        (1343102, 1),
+    ]
     assert "配额" in found[0]["message"]
     assert found[1]["user"] == "demo-key"
 

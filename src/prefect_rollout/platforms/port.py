@@ -31,6 +31,11 @@ class Platform(AbstractAsyncContextManager["Platform"], Protocol):
 
     async def __aenter__(self) -> Self: ...
 
+    @property
+    def identity(self) -> str:
+        """Names the platform itself, such as its host, whichever block it was reached through."""
+        ...
+
     def links(self) -> dict[str, str]:
         """Pages where a person looks further, `{label: address}`."""
         ...

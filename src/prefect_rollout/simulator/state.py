@@ -189,3 +189,7 @@ def _put_online(deployment: Deployment, cluster: str, template_id: int, row: int
     spec = deployment.release(template_id, blueprint, cluster, wanted)
     deployment.rollout(cluster).start_online(spec, _STARTED)
     deployment.online[cluster] = Online(row, template_id, blueprint.selector)
+    template = deployment.templates[template_id]
+    deployment.history.append(
+        Publication(row, template_id, cluster, template.user, template.create_time, accepted=True)
+    )

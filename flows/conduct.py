@@ -1,0 +1,429 @@
+"""What the flows here have in common: the guard, the order of the clusters, the watching, the ending."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, TypeVar, cast
+from uuid import UUID
+
+import httpx
+import prefect.runtime
+from prefect import get_client, get_run_logger, task
+from prefect.cache_policies import INPUTS, RUN_ID
+from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
+from prefect.states import Cancelled
+from prefect.utilities.urls import url_for
+from pydantic import BaseModel
+
+from prefect_rollout.blocks import open_target
+from prefect_rollout.errors import (
+    ClusterNotFoundError,
+    NoTemplateError,
+    PlatformError,
+    ReleaseError,
+    ReleaseTimedOutError,
+    RollbackFailedError,
+    RolloutError,
+)
+from prefect_rollout.guard import Guard, lock_name, watching
+from prefect_rollout.models import (
+    Action,
+    ClusterResult,
+    Deployment,
+    Id,
+    Outcome,
+    ReleaseResult,
+    Request,
+    same_id,
+)
+from prefect_rollout.platforms.port import Platform
+from prefect_rollout.progress import Progress, listening
+from prefect_rollout.tasks import (
+    check_deployment,
+    note_online,
+    parse_metadata,
+    publish_deployment,
+    report_release,
+    wait_for_pods,
+)
+from prefect_rollout.tasks.before import Before
+from prefect_rollout.text import one_line
+from prefect_rollout.verdict import RUNNING, Expected, Verdict
+
+RequestT = TypeVar("RequestT", bound=Request)
+
+# A run that is cancelled has about as long to say what it leaves behind: whoever cancels it waits.
+_LAST_LOOK_SECONDS = 6.0
+
+
+class Move(BaseModel):
+    """What one cluster shall become, and what it was."""
+
+    cluster: str
+    replicas: int
+    template_id: Id
+    before: Before
+    changed: bool = True
+    in_place: bool = False
+    restarted: bool = False
+
+    def expected(self, baseline: dict[str, str | None] | None) -> Expected:
+        """What the cluster has to show, where `baseline` stood before."""
+        return Expected(
+            cluster=self.cluster,
+            template_id=self.template_id,
+            replicas=self.replicas,
+            baseline=baseline,
+            generation_before=self.before.generation,
+            changed=self.changed,
+            in_place=self.in_place,
+            restarted=self.restarted,
+        )
+
+
+Write = Callable[[Move], Awaitable[dict[str, str | None] | None]]
+"""Sends one move's write; `{pod: state}` as listed right before it, where that is known."""
+
+
+class Run:
+    """One run of a flow: what it was asked, how far it came, and what it writes through."""
+
+    def __init__(self, request: Request, result: ReleaseResult, platform: Platform, guard: Guard) -> None:
+        self.request = request
+        self.result = result
+        self.platform = platform
+        self.in_place = False
+        self._guard = guard
+        self._deployment: Deployment | None = None
+
+    @property
+    def deployment(self) -> Deployment:
+        """The deployment; `begin` finds it."""
+        if self._deployment is None:
+            raise RuntimeError("the run has not begun")
+        return self._deployment
+
+    async def begin(self) -> None:
+        """Steps 1 and 2, and the locks of all clusters that the run is about."""
+        request, result = self.request, self.result
+        checked = await check_deployment(request.app_id, request.deployment, target=request.target)
+        self._deployment, result.app = checked.deployment, checked.app.name
+        scope = await parse_metadata(checked.deployment, request.clusters)
+        self.in_place = scope.in_place
+        result.clusters = [
+            ClusterResult(cluster=name, replicas=count) for name, count in scope.replicas.items()
+        ]
+        if request.canary is not None and request.canary not in scope.replicas:
+            raise ClusterNotFoundError.named(
+                request.canary, list(scope.replicas), "among the clusters of this release"
+            )
+        app_id = checked.app.id
+        await self._guard.lock(
+            [lock_name(self.platform.identity, app_id, request.deployment, name) for name in scope.replicas],
+            tags=[
+                f"app:{one_line(app_id, 80)}",
+                f"deployment:{one_line(request.deployment, 80)}",
+                *(f"cluster:{one_line(name, 80)}" for name in scope.replicas),
+            ],
+            wait_seconds=request.lock_wait_seconds,
+        )
+
+    async def moves_in_place(self, *, restarted: bool = False) -> list[Move]:
+        """A move a cluster that keeps the template that is online there.
+
+        Raises:
+            NoTemplateError: nothing is online in one of them.
+        """
+        names = [cluster.cluster for cluster in self.result.clusters]
+        before = await note_online(self.deployment, names, target=self.request.target)
+        moves = []
+        for cluster in self.result.clusters:
+            online = before[cluster.cluster].template_id
+            if online is None:
+                raise NoTemplateError(
+                    f"nothing of {one_line(self.deployment.name, 120)} is online in "
+                    f"{one_line(cluster.cluster, 80)}",
+                    advice="Release it there first.",
+                    cluster=cluster.cluster,
+                )
+            cluster.template = cluster.template_before = online
+            moves.append(
+                Move(
+                    cluster=cluster.cluster,
+                    replicas=cluster.replicas,
+                    template_id=online,
+                    before=before[cluster.cluster],
+                    changed=restarted,
+                    in_place=self.in_place,
+                    restarted=restarted,
+                )
+            )
+        return moves
+
+    async def roll(self, moves: Sequence[Move], write: Write) -> None:
+        """Writes and watches, stage by stage: steps 6 and 7."""
+        expected: list[Expected] = []
+        stages = self._stages(moves)
+        for number, stage in enumerate(stages):
+            if number and self.request.pause_seconds:
+                await pause(self.request.pause_seconds, after=stages[number - 1][-1].cluster)
+            expected += [await self._write(move, write) for move in stage]
+            await self._watch(expected)
+
+    def _stages(self, moves: Sequence[Move]) -> list[list[Move]]:
+        """The moves that are written before the next look: all, or one by one, the canary first."""
+        canary = [move for move in moves if move.cluster == self.request.canary]
+        rest = [move for move in moves if move.cluster != self.request.canary]
+        if self.request.order == "one-by-one":
+            return [[move] for move in canary + rest]
+        return [stage for stage in (canary, rest) if stage]
+
+    async def _write(self, move: Move, write: Write) -> Expected:
+        cluster = self._cluster(move.cluster)
+        cluster.published = None  # not known until it returns; `look` finds out
+        pods = await write(move)
+        cluster.published = True
+        known = move.before.pods
+        return move.expected(None if known is None else known | (pods or {}))
+
+    async def _watch(self, expected: Sequence[Expected]) -> None:
+        verdict = await wait_for_pods(
+            self.deployment,
+            expected,
+            poll_seconds=self.request.poll_seconds,
+            poll_attempts=self.request.poll_attempts,
+            grace_seconds=self.request.grace_seconds,
+            target=self.request.target,
+        )
+        self.result.evidence = verdict.evidence
+        self._note(verdict)
+        for each in expected:
+            self._cluster(each.cluster).online = each.template_id
+
+    def _cluster(self, name: str) -> ClusterResult:
+        return next(cluster for cluster in self.result.clusters if cluster.cluster == name)
+
+    def _note(self, verdict: Verdict) -> None:
+        for judged in verdict.clusters:
+            cluster = self._cluster(judged.cluster)
+            cluster.ready, cluster.pods = judged.ready, judged.pods
+            cluster.running = sum(pod.state == RUNNING for pod in judged.pods)
+
+    async def look(self) -> None:
+        """What is live where, noted in the result as far as the platform answers in time."""
+        names = [cluster.cluster for cluster in self.result.clusters]
+        try:
+            async with asyncio.timeout(_LAST_LOOK_SECONDS):
+                online = {
+                    each.cluster: each.template_id for each in await self.platform.online(self.deployment)
+                }
+                for cluster in self.result.clusters:
+                    cluster.online = online.get(cluster.cluster)
+                    if cluster.published is None and not same_id(cluster.template_before, cluster.template):
+                        cluster.published = same_id(cluster.online, cluster.template)
+                status = await self.platform.status(self.deployment, names)
+        except (PlatformError, TimeoutError) as error:
+            get_run_logger().warning("The last look at what is live failed: %s", one_line(error))
+            return
+        for cluster in self.result.clusters:
+            now = status.get(cluster.cluster)
+            if now is not None and now.pods is not None:
+                cluster.pods = now.pods
+                cluster.running = sum(pod.state == RUNNING for pod in now.pods)
+
+    @property
+    def wrote(self) -> bool:
+        """Whether any cluster was written to, or may have been."""
+        return any(cluster.published is not False for cluster in self.result.clusters)
+
+    async def roll_back(self, moves: Sequence[Move], failure: RolloutError) -> None:
+        """Puts every cluster that was touched back to what was online before, the last one first.
+
+        Raises:
+            RollbackFailedError: in at least one cluster that did not succeed; the others were tried.
+        """
+        problems: list[str] = []
+        expected: list[Expected] = []
+        for move in reversed(moves):
+            cluster = self._cluster(move.cluster)
+            if cluster.published is False:
+                continue
+            name, target = one_line(move.cluster, 60), move.before.template_id
+            cluster.rolled_back = False
+            if target is None:
+                problems.append(f"{name}: what was online before is not known, or nothing was")
+                continue
+            try:
+                pods = await publish_deployment(
+                    self.deployment,
+                    target,
+                    move.cluster,
+                    move.replicas,
+                    over=move.template_id,
+                    release_id=self.result.release_id,
+                    key="rollback",
+                    target=self.request.target,
+                )
+            except RolloutError as error:
+                problems.append(f"{name}: {error.problem}")
+                continue
+            # Pods of before that still stand belong to what is gone back to.
+            baseline = (
+                None if pods is None else {k: v for k, v in pods.items() if k not in (move.before.pods or {})}
+            )
+            back = move.model_copy(update={"template_id": target, "before": Before()})
+            expected.append(back.expected(baseline))
+        if expected:
+            problems += await self._watch_back(expected)
+        if problems:
+            raise RollbackFailedError(
+                f"ROLLBACK FAILED: {'; '.join(problems)}; it was tried because {failure.problem}"
+            ) from failure
+
+    async def _watch_back(self, expected: Sequence[Expected]) -> list[str]:
+        try:
+            await self._watch(expected)
+        except ReleaseError as error:
+            if error.verdict is None:
+                return [error.problem]
+            self._note(error.verdict)
+            for judged in error.verdict.clusters:
+                self._cluster(judged.cluster).rolled_back = judged.released
+            return [error.problem]
+        except RolloutError as error:
+            return [error.problem]
+        for each in expected:
+            self._cluster(each.cluster).rolled_back = True
+        return []
+
+    def failed(self, error: RolloutError) -> None:
+        """Notes in the result how `error` ended the run, and in the error what is live where."""
+        if isinstance(error, ReleaseTimedOutError):
+            self.result.outcome = Outcome.TIMED_OUT
+        if isinstance(error, ReleaseError) and error.verdict:
+            self._note(error.verdict)
+
+
+@task(
+    name="pause",
+    task_run_name="pause {seconds} s after {after}",
+    persist_result=True,
+    cache_policy=INPUTS + RUN_ID,
+)
+async def pause(seconds: float, *, after: str) -> str:
+    """Lets a cluster serve for some seconds before the next one is written to; `after` names it."""
+    await asyncio.sleep(seconds)
+    return after
+
+
+async def conduct(
+    action: Action, request: RequestT, work: Callable[[Run, RequestT], Awaitable[None]]
+) -> ReleaseResult:
+    """Runs `work` under the guard, and tells in every case how it ended.
+
+    A flow that was cancelled in Prefect returns the state Cancelled with the result as its data, which
+    its caller never sees: Prefect raises `CancelledRun` there.
+
+    Raises:
+        RolloutError: what ended it; `error.result` is the result so far.
+    """
+    run_id = UUID(str(prefect.runtime.flow_run.id))
+    result = ReleaseResult(
+        action=action,
+        outcome=Outcome.FAILED,
+        app_id=request.app_id,
+        deployment=request.deployment,
+        release_id=str(run_id),
+        reason=request.reason,
+    )
+
+    def note_seconds(progress: Progress) -> None:
+        if progress.seconds:
+            total = result.seconds.get(progress.step, 0) + progress.seconds
+            result.seconds[progress.step] = round(total, 3)
+
+    guard: Guard | None = None
+    try:
+        with listening(note_seconds):
+            async with watching(run_id) as guard, open_target(request.target) as platform:
+                result.links = _links(run_id) | platform.links()
+                run = Run(request, result, platform, guard)
+                await _told(run, lambda: work(run, request))
+    except RolloutError as error:
+        error.result = result
+        result.error = error.to_dict()
+        await report(result)
+        raise
+    except (asyncio.CancelledError, TerminationSignal):
+        result.outcome = Outcome.CANCELLED
+        await _leave_report(result)
+        current = asyncio.current_task()
+        if guard is None or guard.cancelled is None or current is None:
+            raise
+        current.uncancel()
+        live = f" Live now: {result.live}." if result.clusters else " Nothing was written."
+        state: State[ReleaseResult] = Cancelled(data=result, message=f"{one_line(guard.cancelled)}.{live}")
+        return cast(ReleaseResult, state)
+    result.outcome = Outcome.RELEASED
+    await report(result)
+    return result
+
+
+async def _told(run: Run, work: Callable[[], Awaitable[None]]) -> None:
+    """`work`, with a last look at what is live where it does not end well after a write."""
+    try:
+        await work()
+    except RolloutError as error:
+        run.failed(error)
+        if run.wrote:
+            await run.look()
+            error.live = run.result.live
+        raise
+    except (asyncio.CancelledError, TerminationSignal):
+        if run.wrote:
+            await run.look()
+        raise
+
+
+async def rename(name: str) -> None:
+    """Names the flow run after what it releases, so that a list of runs can be read."""
+    try:
+        async with get_client() as client:
+            await client.update_flow_run(flow_run_id=prefect.runtime.flow_run.id, name=name)
+    except httpx.HTTPError as error:
+        get_run_logger().warning("The run keeps its first name: %s", one_line(error))
+
+
+def first_name(what: str) -> Callable[[], str]:
+    """The name of a run of `what` before it is known more precisely."""
+
+    def name() -> str:
+        parameters: dict[str, Any] = prefect.runtime.flow_run.parameters
+        return f"{what} {one_line(parameters.get('deployment'), 80)}".strip()
+
+    return name
+
+
+async def report(result: ReleaseResult) -> None:
+    """Step 8. A report that Prefect's API does not take changes nothing of how the release ended."""
+    try:
+        await report_release(result)
+    except httpx.HTTPError as error:
+        get_run_logger().warning("The report could not be left: %s", one_line(error))
+
+
+async def _leave_report(result: ReleaseResult) -> None:
+    """The report of a run that is being stopped: no task of its own, and no long wait."""
+    try:
+        async with asyncio.timeout(_LAST_LOOK_SECONDS):
+            await report_release.fn(result)
+    except (httpx.HTTPError, TimeoutError) as error:
+        get_run_logger().warning("The report could not be left: %s", one_line(error) or "time ran out")
+
+
+def _links(run_id: UUID) -> dict[str, str]:
+    if not (PREFECT_UI_URL.value() or PREFECT_API_URL.value()):
+        return {}  # the embedded API serves no UI
+    url = url_for("flow-run", obj_id=run_id)
+    return {"Flow run": url} if url else {}

@@ -1,0 +1,84 @@
+"""The flow that puts a deployment back to what was online before."""
+
+from typing import Annotated, Literal
+
+from prefect import flow
+from pydantic import Field
+
+from prefect_rollout.flows.conduct import Move, Run, conduct, first_name, rename
+from prefect_rollout.flows.deploy import publish
+from prefect_rollout.models import Action, ReleaseResult, RollbackRequest
+from prefect_rollout.tasks import choose_rollback, note_online
+from prefect_rollout.text import one_line
+
+
+@flow(name="rollback", flow_run_name=first_name("roll back"), persist_result=True, validate_parameters=False)
+async def rollback(
+    app_id: int | str,
+    deployment: str,
+    to_template: int | str | None = None,
+    target: str = "container-cloud/default",
+    clusters: list[str] | None = None,
+    reason: str = "",
+    order: Literal["together", "one-by-one"] = "together",
+    canary: str | None = None,
+    pause_seconds: Annotated[float, Field(ge=0, le=86_400)] = 0,
+    poll_seconds: Annotated[float, Field(gt=0, le=3600)] = 5,
+    poll_attempts: Annotated[int, Field(ge=1, le=100_000)] = 20,
+    grace_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30,
+    lock_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = 600,
+) -> ReleaseResult:
+    """Roll a deployment back: each cluster to the template that was online there before the present one.
+
+    Nothing is created: a template of before is published again, and watched as in a release.
+
+    Args:
+        app_id: Id of the app, such as 3290.
+        deployment: Exact name of the deployment, such as qapm-home.
+        to_template: Template to go back to in every cluster; empty for each cluster's previous one.
+        target: Block with the platform's credentials, as type-slug/name.
+        clusters: Roll back only these clusters; empty for all that the metaData names.
+        reason: Why; kept in the report.
+        order: together publishes everywhere and then watches; one-by-one goes on when a cluster is ready.
+        canary: Cluster that is published and watched before all others.
+        pause_seconds: Seconds between one cluster's being ready and the next publish.
+        poll_seconds: Seconds between looks at the pods.
+        poll_attempts: Looks at the pods before the rollback counts as timed out.
+        grace_seconds: Seconds that a new pod may be in trouble before the rollback has failed.
+        lock_wait_seconds: Seconds to wait for another release of the deployment; 0 refuses at once.
+
+    Raises:
+        NoPreviousTemplateError: the history has nothing to go back to.
+        RolloutError: whatever else ended it; `error.result` is the result so far.
+    """
+    request = RollbackRequest.of(**locals())
+    return await conduct(Action.ROLLBACK, request, _rollback)
+
+
+async def _rollback(run: Run, request: RollbackRequest) -> None:
+    result = run.result
+    await run.begin()
+    names = [cluster.cluster for cluster in result.clusters]
+    before = await note_online(run.deployment, names, target=request.target)
+    versions = await choose_rollback(run.deployment, before, request.to_template, target=request.target)
+    ids = {str(version.id): version for version in versions.values()}
+    if len(ids) == 1:
+        (version,) = ids.values()
+        result.template_id, result.images = version.id, version.images
+    await rename(f"roll back {one_line(request.deployment, 80)} → {one_line(', '.join(ids), 80)}")
+    moves = []
+    for cluster in result.clusters:
+        now, version = before[cluster.cluster], versions[cluster.cluster]
+        cluster.template, cluster.template_before = version.id, now.template_id
+        cluster.images_before = now.version.images if now.version else None
+        moves.append(
+            Move(
+                cluster=cluster.cluster,
+                replicas=cluster.replicas,
+                template_id=version.id,
+                before=now,
+                changed=now.differs_from(version),
+                in_place=run.in_place,
+            )
+        )
+    await run.roll(moves, lambda move: publish(run, move))

@@ -1,0 +1,70 @@
+"""The flow that changes how many pods a deployment has."""
+
+from typing import Annotated, Literal
+
+from prefect import flow
+from pydantic import Field
+
+from prefect_rollout.flows.conduct import Move, Run, conduct, first_name
+from prefect_rollout.models import Action, ReleaseResult, ScaleRequest
+from prefect_rollout.tasks import scale_deployment
+
+
+@flow(name="scale", flow_run_name=first_name("scale"), persist_result=True, validate_parameters=False)
+async def scale(
+    app_id: int | str,
+    deployment: str,
+    replicas: Annotated[int, Field(ge=1, le=32)],
+    target: str = "container-cloud/default",
+    clusters: list[str] | None = None,
+    reason: str = "",
+    order: Literal["together", "one-by-one"] = "together",
+    canary: str | None = None,
+    pause_seconds: Annotated[float, Field(ge=0, le=86_400)] = 0,
+    poll_seconds: Annotated[float, Field(gt=0, le=3600)] = 5,
+    poll_attempts: Annotated[int, Field(ge=1, le=100_000)] = 20,
+    grace_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30,
+    lock_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = 600,
+) -> ReleaseResult:
+    """Scale a deployment: so many pods in each cluster, watched as in a release.
+
+    The metaData stays as it is, so that the next release goes back to its number of replicas.
+
+    Args:
+        app_id: Id of the app, such as 3290.
+        deployment: Exact name of the deployment, such as qapm-home.
+        replicas: Pods in each cluster.
+        target: Block with the platform's credentials, as type-slug/name.
+        clusters: Scale only these clusters; empty for all that the metaData names.
+        reason: Why; kept in the report.
+        order: together scales everywhere and then watches; one-by-one goes on when a cluster is ready.
+        canary: Cluster that is scaled and watched before all others.
+        pause_seconds: Seconds between one cluster's being ready and the next scaling.
+        poll_seconds: Seconds between looks at the pods.
+        poll_attempts: Looks at the pods before the scaling counts as timed out.
+        grace_seconds: Seconds that a new pod may be in trouble before the scaling has failed.
+        lock_wait_seconds: Seconds to wait for another release of the deployment; 0 refuses at once.
+
+    Raises:
+        RolloutError: what ended it; `error.result` is the result so far.
+    """
+    request = ScaleRequest.of(**locals())
+    return await conduct(Action.SCALE, request, _scale)
+
+
+async def _scale(run: Run, request: ScaleRequest) -> None:
+    await run.begin()
+    for cluster in run.result.clusters:
+        cluster.replicas = request.replicas
+    moves = await run.moves_in_place()
+
+    async def write(move: Move) -> None:
+        await scale_deployment(
+            run.deployment,
+            move.cluster,
+            move.replicas,
+            release_id=run.result.release_id,
+            target=request.target,
+        )
+
+    await run.roll(moves, write)

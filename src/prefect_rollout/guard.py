@@ -1,0 +1,323 @@
+"""What a release keeps up in Prefect while it runs: lock, heartbeat, results, an ear for a cancel.
+
+A release may write only while it holds the lock of every cluster that it touches and nobody has asked
+it to stop. Both are asked of the API right before each write (`safe_point`), so that a process that
+lost its lock, or was given up for dead and replaced, never writes behind its successor's back.
+"""
+
+import asyncio
+import socket
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from uuid import UUID
+
+import httpx
+from prefect import get_client
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import (
+    TERMINAL_STATES,
+    ConcurrencyLeaseHolder,
+    FlowRun,
+    StateType,
+)
+from prefect.events import emit_event
+from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
+from prefect.logging import get_run_logger
+from prefect.results import aget_default_result_storage, get_result_store
+from prefect.types.names import BANNED_CHARACTERS
+
+from prefect_rollout import reaper
+from prefect_rollout.errors import ConfigurationError, LockedError, LockLostError
+from prefect_rollout.settings import liveness
+from prefect_rollout.text import one_line
+
+LEASE_SECONDS = 60.0
+"""How long a lock outlives its holder: the shortest lease that Prefect's API grants."""
+
+_TICK_SECONDS = 3.0  # a cancel has to be noticed well within 10 s
+_RENEW_SECONDS = 15.0
+_ASK_AGAIN_SECONDS = 2.0
+
+# Labels of a flow run that holds locks.
+_LEASE, _LOCKS, _SINCE, _HOST = "rollout.lease", "rollout.locks", "rollout.locked-at", "rollout.host"
+
+
+def lock_name(platform: str, app_id: object, deployment: str, cluster: str) -> str:
+    """The name of the concurrency limit that admits one release at a time to a deployment's cluster."""
+    name = one_line(f"release:{platform}:{app_id}:{deployment}:{cluster}", 1000)
+    return "".join("_" if char in BANNED_CHARACTERS else char for char in name)
+
+
+class Guard:
+    """Watches over one flow run. `watching` makes one.
+
+    Attributes:
+        cancelled: why the run was asked to stop, once it was.
+    """
+
+    def __init__(self, client: PrefectClient, run_id: UUID) -> None:
+        self.cancelled: str | None = None
+        self._client = client
+        self._run_id = run_id
+        self._lease: UUID | None = None
+        self._task = asyncio.current_task()
+
+    def cancel(self, why: str) -> None:
+        """Has the flow stop where it stands: it gets a `CancelledError` at its next await."""
+        if self.cancelled is None and self._task is not None:
+            self.cancelled = why
+            self._task.cancel(why)
+
+    async def lock(self, names: Sequence[str], tags: Iterable[str], wait_seconds: float) -> None:
+        """Takes all the locks, or none; `tags` find their holder again.
+
+        Args:
+            names: by `lock_name`.
+            tags: put on the flow run before it asks, so that others find it by them.
+            wait_seconds: how long to wait for another holder; 0 asks once.
+
+        Raises:
+            LockedError: another release held them all the while; it is named, and since when.
+        """
+        names = sorted(set(names))
+        run = await self._client.read_flow_run(self._run_id)
+        tags = sorted(set(tags))
+        await self._client.update_flow_run(self._run_id, tags=sorted({*run.tags, *tags}))
+        if stale := run.labels.get(_LEASE):
+            # An earlier process of this very run held it. Should it live after all, its next safe
+            # point finds the lease gone and stops.
+            await self._client.release_concurrency_slots_with_lease(UUID(str(stale)))
+        until = time.monotonic() + wait_seconds
+        said = ""
+        while (lease := await self._acquire(names)) is None:
+            holders = await self._holders(names, tags)
+            if await self._free_what_the_dead_hold(holders):
+                continue
+            who = _told(holders)
+            if time.monotonic() >= until:
+                raise LockedError.held(names, who, wait_seconds)
+            if said != (said := who):
+                get_run_logger().info("Waiting for another release of the same deployment: %s", who)
+            await asyncio.sleep(min(_ASK_AGAIN_SECONDS, max(0.05, until - time.monotonic())))
+        self._lease = lease
+        await self._client.update_flow_run_labels(
+            self._run_id,
+            {
+                _LEASE: str(lease),
+                _LOCKS: "\n".join(names),
+                _SINCE: datetime.now(UTC).isoformat(timespec="seconds"),
+                _HOST: one_line(socket.gethostname(), 80),
+            },
+        )
+
+    async def safe_point(self) -> None:
+        """Returns where a write may be sent now; asks the Prefect API.
+
+        Raises:
+            LockLostError: the lock is lost, the run was ended by someone, or the API does not answer.
+        """
+        try:
+            run = await self._client.read_flow_run(self._run_id)
+            await self._mind(run)
+            if self._lease is not None:
+                await self._client.renew_concurrency_lease(self._lease, LEASE_SECONDS)
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code == httpx.codes.GONE:
+                raise LockLostError("this release has lost its lock, and nothing more is written") from error
+            raise LockLostError(
+                f"the Prefect API does not confirm the lock: {one_line(error, 120)}", retryable=True
+            ) from error
+        except httpx.TransportError as error:
+            raise LockLostError(
+                f"the Prefect API cannot be asked about the lock: {type(error).__name__}", retryable=True
+            ) from error
+
+    async def _mind(self, run: FlowRun) -> None:
+        """Stops the flow where its run's state says so."""
+        state = run.state
+        if state is None or state.type in {StateType.RUNNING, StateType.PENDING}:
+            return
+        if state.type in {StateType.CANCELLING, StateType.CANCELLED}:
+            self.cancel("cancelled in Prefect")
+            await asyncio.sleep(0)  # the CancelledError arrives here
+            return
+        raise LockLostError(
+            f"the flow run was set to {one_line(state.name, 40)} while it ran, and nothing more is written"
+        )
+
+    async def keep(self) -> None:
+        """Renews the lease, tells that the run lives, listens for a cancel. Ends with the flow."""
+        renewed = beaten = -LEASE_SECONDS
+        beat_seconds = liveness().heartbeat_seconds
+        while True:
+            now = time.monotonic()
+            if now - beaten >= beat_seconds:
+                emit_event(reaper.HEARTBEAT, {"prefect.resource.id": f"prefect.flow-run.{self._run_id}"})
+                beaten = now
+            try:
+                if self._lease is not None and now - renewed >= _RENEW_SECONDS:
+                    await self._client.renew_concurrency_lease(self._lease, LEASE_SECONDS)
+                    renewed = now
+                await self._mind(await self._client.read_flow_run(self._run_id))
+            except LockLostError as error:
+                # Not in the middle of a write: the next safe point stops it.
+                get_run_logger().warning("%s", error)
+            except (httpx.TransportError, PrefectHTTPStatusError) as error:
+                get_run_logger().warning("The Prefect API did not answer the release: %s", one_line(error))
+            await asyncio.sleep(min(_TICK_SECONDS, beat_seconds))
+
+    async def release(self) -> None:
+        """Frees the locks."""
+        if self._lease is None:
+            return
+        lease, self._lease = self._lease, None
+        try:
+            await self._client.release_concurrency_slots_with_lease(lease)
+        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            get_run_logger().warning("The lock ends by itself within a minute: %s", one_line(error))
+
+    async def _acquire(self, names: Sequence[str]) -> UUID | None:
+        try:
+            answer = await self._client.increment_concurrency_slots_with_lease(
+                names=list(names),
+                slots=1,
+                mode="concurrency",
+                lease_duration=LEASE_SECONDS,
+                holder=ConcurrencyLeaseHolder(type="flow_run", id=self._run_id),
+            )
+        except PrefectHTTPStatusError as error:
+            if error.response.status_code == httpx.codes.LOCKED:
+                return None
+            raise
+        granted = answer.json()
+        lease = UUID(granted["lease_id"])
+        missing = set(names) - {limit["name"] for limit in granted["limits"]}
+        if not missing:
+            return lease
+        # Prefect grants limits that do not exist to everyone: a lease without them guards nothing.
+        await self._client.release_concurrency_slots_with_lease(lease)
+        for name in sorted(missing):
+            try:
+                await self._client.create_global_concurrency_limit(
+                    GlobalConcurrencyLimitCreate(name=name, limit=1)
+                )
+            except ObjectAlreadyExists:  # another release was quicker
+                continue
+        return await self._acquire(names)
+
+    async def _holders(self, names: Sequence[str], tags: Sequence[str]) -> list[FlowRun]:
+        """The runs that took any of the locks last, as far as they still may hold them."""
+        runs = await self._client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(
+                tags=FlowRunFilterTags(all_=[tag for tag in tags if not tag.startswith("cluster:")]),
+                state=FlowRunFilterState(
+                    type=FlowRunFilterStateType(
+                        any_=[StateType.RUNNING, StateType.CANCELLING, StateType.CRASHED]
+                    )
+                ),
+            ),
+            limit=200,
+        )
+        return [
+            run
+            for run in runs
+            if run.id != self._run_id
+            and set(names) & set(str(run.labels.get(_LOCKS, "")).split("\n"))
+            and run.labels.get(_LEASE)
+        ]
+
+    async def _free_what_the_dead_hold(self, holders: Sequence[FlowRun]) -> bool:
+        """Releases the leases of crashed runs, where any is still held; whether there were any."""
+        freed = False
+        for run in holders:
+            if run.state is not None and run.state.type in TERMINAL_STATES:
+                await self._client.release_concurrency_slots_with_lease(UUID(str(run.labels[_LEASE])))
+                await self._client.update_flow_run_labels(run.id, {_LEASE: ""})
+                freed = True
+        return freed
+
+
+def _told(holders: Sequence[FlowRun]) -> str:
+    live = [run for run in holders if run.state is not None and run.state.type not in TERMINAL_STATES]
+    return ", ".join(
+        f"{one_line(run.name, 80)} (flow run {run.id}) since {one_line(run.labels.get(_SINCE), 40)}"
+        for run in live
+    )
+
+
+_guard: ContextVar[Guard | None] = ContextVar("guard", default=None)
+_running: set[Guard] = set()
+
+
+@asynccontextmanager
+async def watching(run_id: UUID) -> AsyncIterator[Guard]:
+    """Guards the flow run while the context lasts; `safe_point` finds the guard.
+
+    Raises:
+        ConfigurationError: results cannot be kept, or those of the run's earlier tries are out of reach.
+    """
+    async with get_client() as client:
+        await reaper.ensure(client)
+        await _check_results(await client.read_flow_run(run_id))
+        guard = Guard(client, run_id)
+        token = _guard.set(guard)
+        _running.add(guard)
+        keeper = asyncio.create_task(guard.keep())
+        try:
+            yield guard
+        finally:
+            keeper.cancel()
+            await asyncio.wait([keeper])
+            _running.discard(guard)
+            _guard.reset(token)
+            await guard.release()
+
+
+async def _check_results(run: FlowRun) -> None:
+    """Proves that the results of the run's steps can be kept, and found again by a retry of it.
+
+    A retry on a machine that does not see the results of the first try would do the steps again, and
+    would not know any more what stood before the release.
+    """
+    storage = get_result_store().result_storage or await aget_default_result_storage()
+    key, host = f"prefect-rollout-{run.id}", run.labels.get(_HOST)
+    problem = f"results cannot be kept in {storage.get_block_type_slug()}"
+    advice = (
+        "Keep results where every machine that runs releases finds them: set "
+        "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK to a storage block that all share."
+    )
+    try:
+        if host:
+            problem = f"what this run did in its earlier try, on {one_line(host, 80)}, is out of reach here"
+            advice += " Until then, retry the run on that machine, or start a new release."
+            await storage.read_path(key)
+        else:
+            await storage.write_path(key, content=b"{}")
+    except Exception as error:  # whatever a storage block raises, of a file that is not there too
+        raise ConfigurationError(
+            f"{problem}: {type(error).__name__} {one_line(error, 120)}", advice=advice
+        ) from error
+
+
+def cancel_all(why: str) -> bool:
+    """Cancels every guarded flow of this process; whether there was one."""
+    for guard in list(_running):
+        guard.cancel(why)
+    return bool(_running)
+
+
+async def safe_point() -> None:
+    """`Guard.safe_point` of the flow that runs here; a step that is called by itself has none."""
+    guard = _guard.get()
+    if guard is not None:
+        await guard.safe_point()
