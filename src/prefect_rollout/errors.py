@@ -31,7 +31,8 @@ RolloutError
 └── ReleaseError                the release was started and did not end well
     ├── ReleaseFailedError      the platform or a pod says that it cannot succeed
     ├── ReleaseTimedOutError    the pods were not all ready within the polls allowed
-    └── RollbackFailedError     what had failed could not be rolled back either
+    ├── RollbackFailedError     what had failed could not be rolled back either
+    └── ReleaseCancelledError   a person cancelled it
 
 Every error carries `step` (the step of the release), `problem`, `advice` (what the user can do next),
 `retryable` (whether the same call may succeed later), `retry_after` (seconds) and `data` (status,
@@ -332,3 +333,9 @@ class RollbackFailedError(ReleaseError):
     """A release failed, and rolling it back failed as well. The first failure is its `__cause__`."""
 
     advice = "Put the deployment right in the cloud's console now; the clusters' state stands in the report."
+
+
+class ReleaseCancelledError(ReleaseError):
+    """A person cancelled the release. What was written by then stays; nothing more is written."""
+
+    advice = "Retry the run to go on where it stopped, or roll back."

@@ -159,6 +159,7 @@ class Guard:
         """Renews the lease, tells that the run lives, listens for a cancel. Ends with the flow."""
         renewed = beaten = -LEASE_SECONDS
         beat_seconds = liveness().heartbeat_seconds
+        problem = ""
         while True:
             now = time.monotonic()
             if now - beaten >= beat_seconds:
@@ -169,11 +170,11 @@ class Guard:
                     await self._client.renew_concurrency_lease(self._lease, LEASE_SECONDS)
                     renewed = now
                 await self._mind(await self._client.read_flow_run(self._run_id))
-            except LockLostError as error:
-                # Not in the middle of a write: the next safe point stops it.
-                get_run_logger().warning("%s", error)
-            except (httpx.TransportError, PrefectHTTPStatusError) as error:
-                get_run_logger().warning("The Prefect API did not answer the release: %s", one_line(error))
+                problem = ""
+            except (LockLostError, httpx.TransportError, PrefectHTTPStatusError) as error:
+                # Not in the middle of a write: the next safe point stops the release.
+                if problem != (problem := type(error).__name__):
+                    get_run_logger().warning("Not sure of the lock any more: %s", one_line(error))
             await asyncio.sleep(min(_TICK_SECONDS, beat_seconds))
 
     async def release(self) -> None:

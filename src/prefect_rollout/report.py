@@ -2,13 +2,20 @@
 
 from collections.abc import Iterable, Sequence
 
-from prefect_rollout.models import ClusterResult, Outcome, ReleaseResult
+from prefect_rollout.models import Action, ClusterResult, Outcome, ReleaseResult
 from prefect_rollout.text import markdown, one_line
 
+_DONE = {
+    Action.DEPLOY: "released",
+    Action.ROLLBACK: "rolled back",
+    Action.RESTART: "restarted",
+    Action.SCALE: "scaled",
+}
 _TITLE = {
-    Outcome.RELEASED: "✅ {} is released",
-    Outcome.FAILED: "❌ {} failed",
-    Outcome.TIMED_OUT: "❌ {} timed out",
+    Outcome.RELEASED: "✅ {name} is {done}",
+    Outcome.FAILED: "❌ {name} failed: not {done}",
+    Outcome.TIMED_OUT: "❌ {name} timed out: not {done}",
+    Outcome.CANCELLED: "⏹ {name} was cancelled: not {done}",
 }
 
 
@@ -23,14 +30,19 @@ def render(result: ReleaseResult) -> str:
         ("Evidence", _evidence(result)),
         ("Release id", f"`{one_line(result.release_id, 80)}`"),
     ]
-    parts = [f"# {_TITLE[result.outcome].format(markdown(result.deployment))}", *_error(result)]
+    title = _TITLE[result.outcome].format(name=markdown(result.deployment), done=_DONE[result.action])
+    if any(cluster.rolled_back is False for cluster in result.clusters):
+        title = f"🚨 ROLLBACK FAILED: {markdown(result.deployment)}"
+    elif any(cluster.rolled_back for cluster in result.clusters):
+        title += ", and rolled back"
+    parts = [f"# {title}", *_error(result)]
     parts.append("\n".join(f"- **{name}:** {value}" for name, value in facts if value))
     if result.clusters:
         parts += [
             "## Clusters",
             _table(
-                ("Cluster", "Template before", "Template after", "Published", "Ready / wanted"),
-                [_cluster(result, cluster) for cluster in result.clusters],
+                ("Cluster", "Template before", "Template asked for", "Written", "Ready / wanted", "Live now"),
+                [_cluster(cluster) for cluster in result.clusters],
             ),
         ]
     if result.images:
@@ -67,10 +79,10 @@ def _error(result: ReleaseResult) -> list[str]:
 
 
 def _template(result: ReleaseResult) -> str:
-    base = markdown(result.base_template_id) if result.base_template_id is not None else ""
+    base = "" if result.base_template_id is None else markdown(result.base_template_id)
     if result.template_id is None:
         return f"none created (base {base})" if base else ""
-    return f"{markdown(result.template_id)}, made from {base}"
+    return f"{markdown(result.template_id)}, made from {base}" if base else markdown(result.template_id)
 
 
 def _evidence(result: ReleaseResult) -> str:
@@ -81,15 +93,25 @@ def _evidence(result: ReleaseResult) -> str:
     return "weak: the platform reports pod names and states only; they stood for two looks"
 
 
-def _cluster(result: ReleaseResult, cluster: ClusterResult) -> Sequence[str]:
-    after = result.template_id if cluster.published else cluster.template_before
+_WRITTEN = {True: "yes", False: "no", None: "unknown"}
+
+
+def _cluster(cluster: ClusterResult) -> Sequence[str]:
+    back = {True: ", rolled back", False: ", rollback failed", None: ""}[cluster.rolled_back]
     return (
         markdown(cluster.cluster),
         _id(cluster.template_before),
-        _id(after),
-        "yes" if cluster.published else "no",
+        _id(cluster.template),
+        _WRITTEN[cluster.published] + back,
         f"{cluster.ready} / {cluster.replicas}",
+        _live(cluster),
     )
+
+
+def _live(cluster: ClusterResult) -> str:
+    if cluster.online is None:
+        return "not looked at" if cluster.published is False else "unknown"
+    return f"{markdown(cluster.online)}, {'?' if cluster.running is None else cluster.running} Running"
 
 
 def _id(template_id: int | str | None) -> str:
