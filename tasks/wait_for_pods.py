@@ -58,7 +58,7 @@ async def wait_for_pods(
                 unanswered = None
                 verdict = judge(expected, now, before)
                 before = now
-                tell(Progress("wait for pods", "running", verdict.counts))
+                tell(Progress("wait for pods", "running", verdict.counts, aloud=True))
                 if verdict.released:
                     logger.info("All new pods are ready: %s", verdict.counts)
                     return verdict

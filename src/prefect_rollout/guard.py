@@ -38,6 +38,7 @@ from prefect.types.names import BANNED_CHARACTERS
 
 from prefect_rollout import reaper
 from prefect_rollout.errors import ConfigurationError, LockedError, LockLostError
+from prefect_rollout.progress import Progress, tell
 from prefect_rollout.settings import liveness
 from prefect_rollout.text import one_line
 
@@ -107,7 +108,9 @@ class Guard:
             if time.monotonic() >= until:
                 raise LockedError.held(names, who, wait_seconds)
             if said != (said := who):
-                get_run_logger().info("Waiting for another release of the same deployment: %s", who)
+                detail = f"waiting for another release of it: {who}" if who else "waiting for its lock"
+                tell(Progress("parse metadata", "running", detail, aloud=True))
+                get_run_logger().info("%s", detail)
             await asyncio.sleep(min(_ASK_AGAIN_SECONDS, max(0.05, until - time.monotonic())))
         self._lease = lease
         await self._client.update_flow_run_labels(

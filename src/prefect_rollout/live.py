@@ -1,7 +1,7 @@
-"""The eight steps of a release on a terminal, as they happen."""
+"""The steps of a release on a terminal, as they happen."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -22,10 +22,11 @@ _MARKS = {
 
 
 class LiveSteps:
-    """Shows the progress of one release: a table that lives on a terminal, lines elsewhere."""
+    """Shows the progress of one release through its `steps`: a live table on a terminal, or lines."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, steps: Sequence[str] = STEPS) -> None:
         self._console = console
+        self._steps = steps
         self._last: dict[str, Progress] = {}
         self._started: dict[str, float] = {}
         self._took: dict[str, float] = {}
@@ -49,20 +50,20 @@ class LiveSteps:
         self._started.setdefault(progress.step, time.monotonic())
         if progress.seconds:
             self._took[progress.step] = self._took.get(progress.step, 0) + progress.seconds
-        # In lines, a step is told once, at its end; only the long wait says what it sees meanwhile.
-        quiet = progress.state == "running" and not (progress.step == STEPS[6] and progress.detail)
+        # In lines, a step is told once, at its end, unless it has to be waited for.
+        quiet = progress.state == "running" and not progress.aloud
         if not self._console.is_terminal and not quiet:
-            number = STEPS.index(progress.step) + 1
+            number = self._steps.index(progress.step) + 1
             detail = f": {one_line(progress.detail, 200)}" if progress.detail else ""
             seconds = f" ({progress.seconds:.1f} s)" if progress.seconds else ""
-            line = f"{number}/{len(STEPS)} {progress.step} {progress.state}{detail}"
+            line = f"{number}/{len(self._steps)} {progress.step} {progress.state}{detail}"
             if line != self._line:
                 self._console.print(Text(line + seconds), soft_wrap=True)
             self._line = line
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 1))
-        for name in STEPS:
+        for name in self._steps:
             progress = self._last.get(name)
             state = progress.state if progress else "waiting"
             mark, style = _MARKS[state]
