@@ -1,6 +1,8 @@
 """One release at a time, and cancelling: real Prefect server, simulated clouds over real sockets."""
 
 import asyncio
+import socket
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -15,10 +17,24 @@ from prefect.client.schemas.filters import (
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun
-from prefect.states import Cancelled, Cancelling, Crashed
+from prefect.filesystems import LocalFileSystem
+from prefect.flow_engine import run_flow_async
+from prefect.settings import (
+    PREFECT_DEFAULT_RESULT_STORAGE_BLOCK,
+    PREFECT_LOCAL_STORAGE_PATH,
+    temporary_settings,
+)
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed
 
 from prefect_rollout import guard
-from prefect_rollout.errors import ConflictError, LockedError, LockLostError, ReleaseCancelledError
+from prefect_rollout.errors import (
+    ConfigurationError,
+    ConflictError,
+    LockedError,
+    LockLostError,
+    RejectedError,
+    ReleaseCancelledError,
+)
 from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.models import Outcome
 from support import Cloud
@@ -201,6 +217,61 @@ async def test_ctrl_c_cancels_every_release_of_the_process(cloud: Cloud) -> None
     assert guard.cancel_all("Ctrl-C")
     assert isinstance(await end(release), ReleaseCancelledError)
     assert not guard.cancel_all("Ctrl-C")
+
+
+# ---- results ------------------------------------------------------------------------------------
+
+
+async def again(run_id: str, parameters: dict[str, Any]) -> Any:
+    """Retries a flow run in this process, as if a worker had picked it up."""
+    async with get_client() as client:
+        await client.set_flow_run_state(UUID(run_id), AwaitingRetry(), force=True)
+        run = await client.read_flow_run(UUID(run_id))
+    return await run_flow_async(deploy_latest_image, flow_run=run, parameters=parameters)
+
+
+async def test_a_retry_where_the_results_are_out_of_reach_is_refused(cloud: Cloud, tmp_path: Path) -> None:
+    home: dict[str, Any] = {**FAST, "deployment": "qapm-home"}
+    cloud.faults({"call": "publish", "kind": "status", "status": 400})
+    with pytest.raises(RejectedError) as first:
+        await deploy_latest_image(**home)
+    assert first.value.result is not None
+    cloud.faults()
+    seen = len(cloud.requests)
+    elsewhere = {PREFECT_LOCAL_STORAGE_PATH: tmp_path / "another machine"}
+    with temporary_settings(elsewhere), pytest.raises(ConfigurationError) as second:
+        await again(first.value.result.release_id, home)
+    assert socket.gethostname() in str(second.value)
+    assert "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK" in str(second.value)
+    assert len(cloud.requests) == seen
+    third = await again(first.value.result.release_id, home)
+    assert third.outcome is Outcome.RELEASED
+    assert len(cloud.record) == 2
+
+
+async def test_a_storage_block_that_machines_share_keeps_the_results(cloud: Cloud, tmp_path: Path) -> None:
+    await LocalFileSystem(basepath=str(tmp_path / "shared")).asave("shared", overwrite=True)
+    home: dict[str, Any] = {**FAST, "deployment": "qapm-home"}
+    cloud.faults({"call": "publish", "kind": "status", "status": 400})
+    shared = {PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: "local-file-system/shared"}
+    one = {**shared, PREFECT_LOCAL_STORAGE_PATH: tmp_path / "one"}
+    with temporary_settings(one), pytest.raises(RejectedError) as first:
+        await deploy_latest_image(**home)
+    cloud.faults()
+    assert first.value.result is not None
+    with temporary_settings({**shared, PREFECT_LOCAL_STORAGE_PATH: tmp_path / "two"}):
+        await again(first.value.result.release_id, home)
+    assert [entry["kind"] for entry in cloud.record] == ["template", "publish"]
+
+
+async def test_a_storage_that_cannot_be_written_is_named_before_anything_is_asked(
+    cloud: Cloud, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    unusable = temporary_settings({PREFECT_LOCAL_STORAGE_PATH: tmp_path / "file"})
+    with unusable, pytest.raises(ConfigurationError, match="results cannot be kept"):
+        await deploy_latest_image(**FAST, deployment="qapm-home")
+    assert cloud.requests == []
 
 
 # ---- names --------------------------------------------------------------------------------------
