@@ -20,12 +20,7 @@ from prefect_rollout.verdict import Ending, Expected, Grace, Look, Verdict, judg
 
 APP, DEPLOYMENT = 1, 10
 OLD, BAD, OURS, THEIRS = 100, 101, 102, 103
-SETTINGS = settings(
-    derandomize=True,
-    deadline=None,
-    max_examples=int(__import__("os").environ.get("N", "400")),
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
-)
+SETTINGS = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 COUNTERS = frozenset({"generation", "observedGeneration", "updatedReplicas"})
 STATUS_FIELDS = [*sorted(COUNTERS), "templateId", "deployment", "healthz"]
@@ -65,33 +60,41 @@ class Case:
     def counted(self) -> bool:
         return not self.status_hidden & COUNTERS
 
-    @property
-    def can_fail(self) -> bool:
-        """Whether the release cannot succeed, or a trouble outlasts the grace."""
-        kind, seconds = self.behaviour["kind"], self.behaviour.get("seconds", 0)
-        return kind in LASTING or (kind == "slow_pull" and seconds >= self.grace.seconds)
+
+PAYLOADS = st.one_of(
+    st.sampled_from(
+        [
+            (frozenset[str](), frozenset[str]()),
+            (frozenset(STATUS_FIELDS), frozenset(POD_FIELDS)),  # the article's: names and states
+            (frozenset[str](), frozenset({"templateId"})),
+            (COUNTERS | {"templateId"}, frozenset[str]()),
+        ]
+    ),
+    st.tuples(st.frozensets(st.sampled_from(STATUS_FIELDS)), st.frozensets(st.sampled_from(POD_FIELDS))),
+)
 
 
 @st.composite
-def cases(draw: st.DrawFn) -> Case:
-    clusters = ["east", "west"][: draw(st.integers(1, 2))]
-    replicas = st.integers(0, 4)
+def cases(draw: st.DrawFn, kinds: list[str]) -> Case:
+    clusters = draw(st.sampled_from([["east"], ["east", "west"]]))
+    replicas = st.sampled_from([1, 2, 4, 0])
     wanted = {cluster: draw(replicas) for cluster in clusters}
-    bound = st.one_of(st.integers(0, 4), st.sampled_from(["0%", "25%", "50%", "100%"]))
-    kind = draw(st.sampled_from([*PASSING, *PASSING, *LASTING, "never_ready", "crash_loop"]))
+    bound = st.sampled_from(["100%", "25%", 1, 0, "50%", 3])
+    grace = Grace(seconds=draw(st.sampled_from([30, 10, 3])), restarts=draw(st.integers(1, 3)))
+    kind = draw(st.sampled_from(kinds))
     behaviour: dict[str, Any] = {"kind": kind, "images": "ours"}
-    if kind in {"slow_start", "slow_pull", "no_pods"}:
+    if kind == "slow_pull":
+        behaviour["seconds"] = grace.seconds * draw(st.sampled_from([0.9, 0.5, 0.1]))
+    elif kind in {"slow_start", "no_pods"}:
         behaviour["seconds"] = draw(st.integers(0, 40))
-    if draw(st.booleans()):
+    if draw(st.integers(0, 3)) == 3:
         behaviour["clusters"] = [clusters[-1]]
-    duration = st.sampled_from([0, 0.5, 1, 2, 3, 5, 8])
+    duration = st.sampled_from([1, 2, 3, 0, 0.5, 5, 8])
     # Closer together than a crashing container's moment of Running, two looks may fall into one.
     closest = CRASH_LOOKS_RUNNING if kind == "crash_loop" else 0.1
-    gap = st.sampled_from([each for each in (0.1, 0.5, 1.6, 2, 5, 7, 9) if each >= closest])
-    looks = draw(st.sampled_from([3, 10, 20, 40]))
-    hidden = st.one_of(st.just(frozenset[str]()), st.frozensets(st.sampled_from(STATUS_FIELDS)))
-    pod_hidden = st.one_of(st.just(frozenset[str]()), st.frozensets(st.sampled_from(POD_FIELDS)))
-    names_alone = draw(st.integers(0, 4)) == 0
+    gap = st.sampled_from([each for each in (2, 1.6, 5, 7, 0.5, 9, 0.1) if each >= closest])
+    looks = draw(st.sampled_from([10, 20, 40, 3]))
+    status_hidden, pod_hidden = draw(PAYLOADS)
     return Case(
         wanted=wanted,
         wanted_before={cluster: draw(st.one_of(st.just(wanted[cluster]), replicas)) for cluster in clusters},
@@ -101,14 +104,14 @@ def cases(draw: st.DrawFn) -> Case:
         },
         timings={name: draw(duration) for name in ("observe", "pull", "start", "terminate")},
         behaviour=behaviour,
-        same_content=draw(st.integers(0, 5)) == 0,
+        same_content=draw(st.integers(0, 5)) == 5,
         bad_before=draw(st.one_of(st.none(), st.sampled_from([*LASTING, "never_ready"]))),
-        theirs_at=draw(st.one_of(st.none(), st.none(), st.floats(0, 30, allow_nan=False))),
+        theirs_at=draw(st.sampled_from([None, None, None, 0, 0.5, 4, 12])),
         polls=draw(st.lists(gap, min_size=looks, max_size=looks)),
         unanswered=draw(st.one_of(st.just(frozenset[int]()), st.frozensets(st.integers(0, 40), max_size=5))),
-        status_hidden=frozenset(STATUS_FIELDS) if names_alone else draw(hidden),
-        pod_hidden=frozenset(POD_FIELDS) if names_alone else draw(pod_hidden),
-        grace=Grace(seconds=draw(st.sampled_from([3, 10, 30])), restarts=draw(st.integers(1, 3))),
+        status_hidden=status_hidden,
+        pod_hidden=pod_hidden,
+        grace=grace,
     )
 
 
@@ -220,8 +223,8 @@ def cannot_be_told(case: Case, expected: Expected) -> bool:
     return not case.counted and (expected.in_place or not expected.changed)
 
 
-@SETTINGS
-@given(cases())
+@settings(SETTINGS, max_examples=800)
+@given(cases([*PASSING, "crash_loop", "crash_loop", "never_ready", "image_cannot_be_pulled"]))
 def test_green_means_released(case: Case) -> None:
     release = Release(case)
     for verdict in release.watch():
@@ -230,22 +233,22 @@ def test_green_means_released(case: Case) -> None:
                 assert cannot_be_told(case, expected) or release.runs(expected.cluster), verdict
 
 
-@SETTINGS
-@given(cases())
+@settings(SETTINGS, max_examples=500)
+@given(cases([*PASSING, "slow_pull", "never_ready"]))
 def test_what_gets_ready_within_the_grace_never_fails(case: Case) -> None:
     for verdict in Release(case).watch():
-        assert verdict.ending is not Ending.FAILED or case.can_fail, verdict.diagnosis
+        assert verdict.ending is not Ending.FAILED, verdict.diagnosis
 
 
-@SETTINGS
-@given(cases())
+@settings(SETTINGS, max_examples=200)
+@given(cases(PASSING))
 def test_what_runs_becomes_green(case: Case) -> None:
-    back = case.bad_before is not None and case.same_content
-    assume(case.behaviour["kind"] in PASSING and case.theirs_at is None and not back)
+    # By names alone, pods of before that are wanted again after a bad release are old for ever.
+    assume(case.theirs_at is None and not (case.bad_before and case.same_content))
     release = Release(case)
     *_, verdict = release.watch()
     release.now += 1000
     for _ in range(2):
         look = Look(at=release.now, clusters=release._statuses(hide=True))
         verdict = judge(release.expected, look, verdict, grace=case.grace)
-    assert verdict.released or case.can_fail, verdict.explain()
+    assert verdict.released, verdict.explain()
