@@ -9,8 +9,13 @@ from prefect_rollout.errors import (
     DeploymentNotFoundError,
     OverloadedError,
     PlatformError,
+    ReleaseError,
+    ReleaseFailedError,
+    ReleaseTimedOutError,
     RolloutError,
 )
+from prefect_rollout.models import ClusterStatus
+from prefect_rollout.verdict import Expected, Look, judge
 
 TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, RolloutError)]
 
