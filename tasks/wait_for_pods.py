@@ -73,7 +73,7 @@ def _error(verdict: Verdict, unanswered: PlatformError | None, seconds: float) -
     kind = ReleaseFailedError if verdict.ending is Ending.FAILED else ReleaseTimedOutError
     last = f"; the last poll was not answered: {unanswered.problem}" if unanswered else ""
     error = kind(
-        f"after {seconds:.0f} s {verdict.explain()}{last}",
+        f"after {seconds:.0f} s: {verdict.explain()}{last}",
         advice=verdict.diagnosis.resolution if verdict.diagnosis else None,
         not_ready={
             cluster.cluster: [{"pod": pod.name, "state": pod.state} for pod in cluster.not_ready]

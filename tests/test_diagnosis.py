@@ -35,8 +35,10 @@ def test_every_category_has_a_clause_and_something_to_do(category: Category) -> 
                 reported='Failed to pull image "qapm-web:1": not found',
                 seconds=35.2,
             ),
-            "ImagePullError: qapm-home-6d4cf56db6-x2x7q in pub-bjwdt for 35 s: "
-            'Failed to pull image "qapm-web:1": not found',
+            (
+                "ImagePullError: qapm-home-6d4cf56db6-x2x7q in pub-bjwdt for 35 s: "
+                'Failed to pull image "qapm-web:1": not found'
+            ),
         ),
         (
             Diagnosis.of(Category.CONTAINER_NOT_READY, cluster="a", pod="p", container="web", seconds=0),

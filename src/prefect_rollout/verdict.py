@@ -6,12 +6,17 @@ in the article, the pods seen before the publish are the baseline, and what stan
 polls running: weak evidence. What is unknown or absent never counts as agreement.
 
 A release fails before its deadline only by what the platform says of a *new* pod (`Grace`), or of its
-quota. What no observation can tell, and what therefore the verdict cannot:
+quota. What no observation can tell, the verdict cannot either (tests/test_verdict_random.py holds the
+same list):
 
-- by names alone, a later publish of somebody else from this one;
-- by names alone, pods that stay (`in_place`, or nothing changes) before and after the cluster acted;
+- without any template id, a later publish of somebody else from this one;
+- without labels and counters, whether the cluster has acted yet where pods keep their names
+  (`in_place`, or nothing changes): two looks then say that what is listed runs;
 - without restart counts, a crashing container that happens to run at the looks; with them, one that
   runs at two looks between two crashes.
+
+By names alone, pods of before that are wanted again (a rollback in the middle of a rollout) count as
+old, and the release times out: it errs to that side.
 """
 
 from collections.abc import Sequence
