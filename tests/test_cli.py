@@ -92,7 +92,7 @@ def test_app_deployment_and_template_default_to_the_articles_variables(
 @pytest.mark.parametrize(
     ("deployment", "code", "outcome", "says"),
     [
-        ("bad-image", 3, "timed-out", "Pending"),
+        ("bad-image", 3, "timed-out", "ErrImagePull"),
         ("no-pods", 3, "timed-out", "no pod is listed"),
         ("no-quota", 1, "failed", "配额不足"),
         ("cluster-down", 1, "failed", "pub-bjyt"),
