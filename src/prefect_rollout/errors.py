@@ -98,7 +98,12 @@ class RolloutError(Exception):
         ]
         circumstances = f" ({', '.join(known)})" if known else ""
         live = f" Live now: {self.live}." if self.live else ""
-        return f"{where}{self.problem}{circumstances}. {self.advice}{live}"
+        return f"{where}{self.problem}{circumstances}. {self._told}{self.advice}{live}"
+
+    @property
+    def _told(self) -> str:
+        """What stands between the problem and the advice, with its final period and a blank."""
+        return ""
 
     @property
     def diagnosis(self) -> Diagnosis:
@@ -350,13 +355,10 @@ class ReleaseError(RolloutError):
         """The verdict's; where none was reached, what the problem says."""
         return (self.verdict and self.verdict.diagnosis) or super().diagnosis
 
-    def __str__(self) -> str:
-        """As every error, and the diagnosis' line before the advice."""
+    @property
+    def _told(self) -> str:
         diagnosis = self.verdict and self.verdict.diagnosis
-        if not diagnosis:
-            return super().__str__()
-        told = super().__str__().removesuffix(self.advice)
-        return f"{told}{str(diagnosis).rstrip('.')}. {self.advice}"
+        return f"{str(diagnosis).rstrip('.')}. " if diagnosis else ""
 
 
 class ReleaseFailedError(ReleaseError):

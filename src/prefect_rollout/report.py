@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 
+from prefect_rollout.diagnosis import Diagnosis
 from prefect_rollout.models import Action, ClusterResult, Outcome, ReleaseResult
 from prefect_rollout.text import markdown, one_line
 
@@ -71,11 +72,20 @@ def render(result: ReleaseResult) -> str:
 
 
 def _error(result: ReleaseResult) -> list[str]:
+    """What went wrong, where, for how long, and what to do: the diagnosis that the error carries."""
     if not result.error:
         return []
-    step = f"**{markdown(result.error.get('step') or 'release')}:** "
-    advice = markdown(result.error.get("advice", ""), 1000)
-    return [f"> {step}{markdown(result.error.get('message', ''), 2000)}\n>\n> **What to do:** {advice}"]
+    error = result.error
+    diagnosis = Diagnosis.model_validate(error["diagnosis"])
+    step = f"**{markdown(error.get('step') or 'release')}:** "
+    quote = [f"{step}{markdown(error.get('message', ''), 2000)}"]
+    if diagnosis.pod or diagnosis.reported:
+        quote.append(f"**Diagnosis:** {markdown(diagnosis, 1000)}")
+    quote += [f"- {markdown(event)}" for event in diagnosis.events]
+    quote.append(f"**What to do:** {markdown(error.get('advice', ''), 1000)}")
+    if result.live and error.get("live"):
+        quote.append(f"**Live now:** {markdown(error['live'], 2000)}")
+    return ["> " + "\n>\n> ".join(quote)]
 
 
 def _template(result: ReleaseResult) -> str:

@@ -149,8 +149,9 @@ class ClusterVerdict(BaseModel):
     """The verdict on one cluster: its `findings` until it is released, or none.
 
     `pods` are all that the platform listed; new pods that are `not_ready` and `old` ones stand in the
-    way. `sights` (by pod) and `stood` (names and states, where this look may confirm the next) are
-    the memory for the next look; they hold nothing of pods that are gone.
+    way. `sights` (by pod), `stood` (names and states, where this look may confirm the next) and
+    `refused_first` (how often the quota had `refused` a pod at the first look) are the memory for the
+    next look; they hold nothing of pods that are gone.
     """
 
     cluster: str
@@ -164,6 +165,8 @@ class ClusterVerdict(BaseModel):
     events: tuple[str, ...] = ()
     sights: dict[str, Sight] = {}
     stood: list[tuple[str, str | None]] | None = None
+    refused: int = 0
+    refused_first: int | None = None
 
     @property
     def missing(self) -> list[str]:
@@ -281,6 +284,7 @@ def _judge_cluster(
 
     if now is None:
         verdict.sights = before.sights if before else {}
+        verdict.refused_first = before.refused_first if before else None
         miss(Category.NO_STATUS, "no status is reported")
         return verdict
     verdict.pods = now.pods or []
@@ -305,13 +309,18 @@ def _judge_cluster(
     ready = {pod.name for pod in new} - {pod.name for pod in verdict.not_ready}
     verdict.ready = len(ready)
 
-    refusal = next((event for event in general if event.is_quota), None)
-    if refusal and len(new) < expected.replicas:
+    refusals = [event for event in general if event.is_quota]
+    verdict.refused = sum(event.count for event in refusals)
+    first = before.refused_first if before else None
+    # Events stay listed for an hour: what the first look shows may be another release's.
+    first = verdict.refused if first is None else min(first, verdict.refused)
+    verdict.refused_first = first
+    if refusals and len(new) < expected.replicas:
         miss(
             Category.QUOTA_EXCEEDED,
             "the quota refuses further pods",
-            reported=refusal.message,
-            final=True,
+            reported=refusals[-1].message,
+            final=verdict.refused > first,
         )
     if now.pods is None and not verdict.strong and not expected.replicas:
         miss(Category.NO_PODS, "no pods are reported")
@@ -486,6 +495,7 @@ def _began_well(pod: Pod, expected: Expected) -> bool:
 
 # The most telling first. A pod says more than the deployment, and what it said of itself most.
 _ORDER = (
+    Category.QUOTA_EXCEEDED,
     Category.OLD_PODS_LEFT,
     Category.NO_PODS,
     Category.NOT_OBSERVED,
