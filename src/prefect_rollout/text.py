@@ -1,7 +1,11 @@
 """Text that others wrote, made safe to show: pod names, messages of the cloud, typed reasons."""
 
+import base64
+import json
 import re
 import unicodedata
+from collections.abc import Iterable
+from urllib.parse import quote
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&])")
 
@@ -24,3 +28,32 @@ def markdown(text: object, limit: int = 300) -> str:
     """`text` as plain words inside a markdown line or table cell: no markup or HTML of its own works."""
     escaped = _MARKDOWN.sub(r"\\\1", one_line(text, limit))
     return escaped.replace(r"\<", "&lt;").replace(r"\>", "&gt;")
+
+
+def masked(text: str, secrets: Iterable[str]) -> str:
+    """`text` with `********` for each secret, as it is, escaped for JSON or a URL, in hex or base64."""
+    found = {form for secret in secrets for form in _forms(secret) if form}
+    if not found:
+        return text
+    # The longest first: a key id may be a part of the secret.
+    pattern = "|".join(re.escape(form) for form in sorted(found, key=len, reverse=True))
+    return re.sub(pattern, "********", text, flags=re.IGNORECASE)
+
+
+def _forms(secret: str) -> Iterable[str]:
+    raw = secret.encode()
+    yield secret
+    for ascii_only in (True, False):
+        yield json.dumps(secret, ensure_ascii=ascii_only)[1:-1]
+    for safe in ("", "/"):
+        yield quote(secret, safe=safe)
+        yield quote(secret, safe=safe + " ").replace(" ", "+")
+    if len(raw) < 4:  # so short a text stands in half of all base64
+        return
+    yield raw.hex()
+    for before in range(3):  # base64 reads otherwise at each of three offsets
+        encoded = base64.b64encode(b"\0" * before + raw).decode()[
+            -(-before * 8 // 6) : (before + len(raw)) * 8 // 6
+        ]
+        yield encoded
+        yield encoded.translate(str.maketrans("+/", "-_"))
