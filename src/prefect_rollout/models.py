@@ -123,9 +123,10 @@ class MetaData(Payload):
         try:
             return cls.model_validate(from_json(text or ""))
         except ValidationError as error:
+            # Without pydantic's own text, which would show in the log what stands there.
             raise MetaDataError(
                 f"the deployment's metaData has another shape: {first_mistake(error)}"
-            ) from error
+            ) from None
         except ValueError as error:
             raise MetaDataError(
                 f"the deployment's metaData is not readable JSON: {one_line(error, 120)}"
@@ -177,6 +178,10 @@ class WorkloadSpec(Payload):
     template: PodTemplate
 
 
+# Named in errors. Any other kind is not: no text of a template is shown, as it may hold secrets.
+_OTHER_KINDS = {"CronJob", "DaemonSet", "Job", "List", "Pod", "ReplicaSet", "Service", "StatefulSet"}
+
+
 class Workload(Payload):
     """An apps/v1 Deployment as a template holds it (article, step 3)."""
 
@@ -218,15 +223,16 @@ class Template(Payload):
             raise UnreadableTemplateError(
                 f"template {one_line(self.id, 80)} is not a Deployment: {first_mistake(error)}",
                 template_id=self.id,
-            ) from error
+            ) from None  # pydantic's own text would show values of the template in the log
         except ValueError as error:
             raise UnreadableTemplateError(
                 f"template {one_line(self.id, 80)} is not readable JSON: {one_line(error, 120)}",
                 template_id=self.id,
             ) from error
         if workload.kind != "Deployment":
+            kind = f"a {workload.kind!r}" if workload.kind in _OTHER_KINDS else "of another kind"
             raise UnreadableTemplateError(
-                f"template {one_line(self.id, 80)} is a {one_line(workload.kind, 80)!r}, not a Deployment",
+                f"template {one_line(self.id, 80)} is {kind}, not a Deployment",
                 template_id=self.id,
             )
         return workload
