@@ -106,9 +106,9 @@ def configure(
 ) -> int:
     """Save a container-cloud block from K8S_… variables or from prompts, once one read with it succeeds."""
     embedded.prepare()
-    from prefect_rollout.settings import CloudEnvironment
+    from prefect_rollout.settings import cloud_environment
 
-    environment = CloudEnvironment()
+    environment = cloud_environment()
     if not environment.api_url:
         os.environ["K8S_API_URL"] = _ask("K8S_API_URL", "Address of the cloud", "https://k8s.qihoo.net")
     if not environment.key_id:
