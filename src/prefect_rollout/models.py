@@ -12,15 +12,22 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Ge
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
 from pydantic.alias_generators import to_camel
 from pydantic_core import from_json
 
 from prefect_rollout.errors import InputError, MetaDataError, UnreadableTemplateError
 from prefect_rollout.text import one_line
 
-Id = Annotated[int, Strict()] | Annotated[str, Strict()]
-"""An id as the platform writes it. Ids are compared as text: `same_id`."""
+
+def _printable(value: int | str) -> int | str:
+    if not str(value).isprintable():
+        raise ValueError("an id is printable text")
+    return value
+
+
+Id = Annotated[Annotated[int, Strict()] | Annotated[str, Strict()], AfterValidator(_printable)]
+"""An id as the platform writes it. Ids are compared as text: `same_id`. They stand in names of runs."""
 
 Count = Annotated[int, Strict(), Ge(0)]
 """A number of pods. JSON `true` or `"1"` is not one."""
