@@ -7,7 +7,8 @@ import unicodedata
 from collections.abc import Iterable
 from urllib.parse import quote
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&])")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&]|(?<=\w)\.(?=\w))")
+_ADDRESS = re.compile(r"([^\s|`]*(?://|www\.|@)[^\s|`]*)", re.IGNORECASE)
 
 
 def one_line(text: object, limit: int = 300) -> str:
@@ -25,9 +26,22 @@ def one_line(text: object, limit: int = 300) -> str:
 
 
 def markdown(text: object, limit: int = 300) -> str:
-    """`text` as plain words inside a markdown line or table cell: no markup or HTML of its own works."""
-    escaped = _MARKDOWN.sub(r"\\\1", one_line(text, limit))
-    return escaped.replace(r"\<", "&lt;").replace(r"\>", "&gt;")
+    """`text` as plain words inside a markdown line or table cell: no markup or HTML of its own works.
+
+    Addresses become code: some renderers make links of bare ones even where they are escaped.
+    """
+    parts = _ADDRESS.split(one_line(text, limit))  # every other part is an address
+    return "".join(f"`{part}`" if number % 2 else _escaped(part) for number, part in enumerate(parts))
+
+
+def _escaped(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\1", text).replace(r"\<", "&lt;").replace(r"\>", "&gt;")
+
+
+def json_line(value: object) -> str:
+    """`value` as JSON on one line, in which Chinese stays and all that `one_line` replaces is escaped."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def masked(text: str, secrets: Iterable[str]) -> str:
