@@ -102,6 +102,16 @@ def test_what_others_wrote_is_shown_as_words() -> None:
     assert "<td>**c**</td>" in page
 
 
+def test_addresses_of_a_block_cannot_become_anything_else_than_links() -> None:
+    links = {"A": "https://a.b/c d)<b>x</b>", "B": "javascript://a%0aalert(1)", "C": "http://[::1]:4200/runs"}
+    page = html(render(result(links=links))).split("<p>")[-1]
+    assert page.count("<a ") == 2
+    assert '<a href="https://a.b/c%20d%29%3Cb%3Ex%3C/b%3E">A</a>' in page
+    assert "B: <code>javascript://a%0aalert(1)</code>" in page
+    assert ">C</a>" in page
+    assert "<b>" not in page
+
+
 def test_hundreds_of_pods_are_counted_not_listed() -> None:
     pods = [Pod(name=f"p{i}", state="Running") for i in range(250)]
     assert "… and 150 more." in render(result(clusters=[ClusterResult(cluster="c", replicas=250, pods=pods)]))

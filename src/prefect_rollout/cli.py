@@ -5,7 +5,6 @@ inside the commands that need it, so that `--help` answers at once.
 """
 
 import asyncio
-import json
 import os
 import shlex
 import shutil
@@ -26,12 +25,13 @@ from prefect_rollout import embedded
 from prefect_rollout.errors import ConfigurationError, InputError, ReleaseTimedOutError, RolloutError
 from prefect_rollout.live import LiveSteps
 from prefect_rollout.models import Outcome, ReleaseRequest, ReleaseResult
-from prefect_rollout.text import one_line
+from prefect_rollout.text import json_line, one_line
 
 EXIT_CODES = {Outcome.RELEASED: 0, Outcome.FAILED: 1, Outcome.TIMED_OUT: 3}
 WRONG_USE = 2
 
-err = Console(stderr=True, highlight=False)
+# Without emoji: the tag in an image's name such as r/app:bug:1 is no picture.
+err = Console(stderr=True, highlight=False, emoji=False)
 
 app = App(
     name="prefect-rollout",
@@ -106,9 +106,9 @@ def configure(
 ) -> int:
     """Save a container-cloud block from K8S_… variables or from prompts, once one read with it succeeds."""
     embedded.prepare()
-    from prefect_rollout.settings import CloudEnvironment
+    from prefect_rollout.settings import cloud_environment
 
-    environment = CloudEnvironment()
+    environment = cloud_environment()
     if not environment.api_url:
         os.environ["K8S_API_URL"] = _ask("K8S_API_URL", "Address of the cloud", "https://k8s.qihoo.net")
     if not environment.key_id:
@@ -250,8 +250,7 @@ def _end(result: ReleaseResult | None, error: RolloutError | None, stdout: TextI
         document: dict[str, Any] = result.model_dump(mode="json") if result else {"outcome": outcome.value}
         if error:
             document["error"] = error.to_dict()
-        json.dump(document, stdout, ensure_ascii=False, default=str)
-        stdout.write("\n")
+        stdout.write(json_line(document) + "\n")
     if isinstance(error, InputError | ConfigurationError):
         return WRONG_USE
     return EXIT_CODES[outcome]

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from annotated_types import Ge
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -28,8 +29,15 @@ from pydantic_core import from_json
 from prefect_rollout.errors import InputError, MetaDataError, UnreadableTemplateError
 from prefect_rollout.text import one_line
 
-Id = Annotated[int, Strict()] | Annotated[str, Strict()]
-"""An id as the platform writes it. Ids are compared as text: `same_id`."""
+
+def _printable(value: int | str) -> int | str:
+    if not str(value).isprintable():
+        raise ValueError("an id is printable text")
+    return value
+
+
+Id = Annotated[Annotated[int, Strict()] | Annotated[str, Strict()], AfterValidator(_printable)]
+"""An id as the platform writes it. Ids are compared as text: `same_id`. They stand in names of runs."""
 
 Count = Annotated[int, Strict(), Ge(0)]
 """A number of pods. JSON `true` or `"1"` is not one."""
@@ -144,9 +152,10 @@ class MetaData(Payload):
         try:
             return cls.model_validate(from_json(text or ""))
         except ValidationError as error:
+            # Without pydantic's own text, which would show in the log what stands there.
             raise MetaDataError(
                 f"the deployment's metaData has another shape: {first_mistake(error)}"
-            ) from error
+            ) from None
         except ValueError as error:
             raise MetaDataError(
                 f"the deployment's metaData is not readable JSON: {one_line(error, 120)}"
@@ -198,6 +207,10 @@ class WorkloadSpec(Payload):
     template: PodTemplate
 
 
+# Named in errors. Any other kind is not: no text of a template is shown, as it may hold secrets.
+_OTHER_KINDS = {"CronJob", "DaemonSet", "Job", "List", "Pod", "ReplicaSet", "Service", "StatefulSet"}
+
+
 class Workload(Payload):
     """An apps/v1 Deployment as a template holds it (article, step 3)."""
 
@@ -239,15 +252,16 @@ class Template(Payload):
             raise UnreadableTemplateError(
                 f"template {one_line(self.id, 80)} is not a Deployment: {first_mistake(error)}",
                 template_id=self.id,
-            ) from error
+            ) from None  # pydantic's own text would show values of the template in the log
         except ValueError as error:
             raise UnreadableTemplateError(
                 f"template {one_line(self.id, 80)} is not readable JSON: {one_line(error, 120)}",
                 template_id=self.id,
             ) from error
         if workload.kind != "Deployment":
+            kind = f"a {workload.kind!r}" if workload.kind in _OTHER_KINDS else "of another kind"
             raise UnreadableTemplateError(
-                f"template {one_line(self.id, 80)} is a {one_line(workload.kind, 80)!r}, not a Deployment",
+                f"template {one_line(self.id, 80)} is {kind}, not a Deployment",
                 template_id=self.id,
             )
         return workload

@@ -1,6 +1,7 @@
 """A release's result as a page that a person reads in the Prefect UI. Pure: result in, markdown out."""
 
 from collections.abc import Iterable, Sequence
+from urllib.parse import quote
 
 from prefect_rollout.diagnosis import Diagnosis
 from prefect_rollout.models import Action, ClusterResult, Outcome, ReleaseResult
@@ -12,6 +13,7 @@ _DONE = {
     Action.RESTART: "restarted",
     Action.SCALE: "scaled",
 }
+_OF_URLS = ":/?#[]@!$&'*+,;=%~"  # what may stand in a URL, less the parentheses that end one in markdown
 _TITLE = {
     Outcome.RELEASED: "✅ {name} is {done}",
     Outcome.FAILED: "❌ {name} failed: not {done}",
@@ -65,7 +67,7 @@ def render(result: ReleaseResult) -> str:
     if result.seconds:
         steps = [(step.capitalize(), f"{seconds:.1f}") for step, seconds in result.seconds.items()]
         parts += ["## Time", _table(("Step", "Seconds"), steps)]
-    links = [f"[{markdown(label)}]({url})" for label, url in result.links.items()]
+    links = [_link(label, url) for label, url in result.links.items()]
     if links:
         parts.append(" · ".join(links))
     return "\n\n".join(parts) + "\n"
@@ -134,6 +136,12 @@ def _images(result: ReleaseResult) -> Iterable[Sequence[str]]:
         before = {(cluster.images_before or {}).get(container, "unknown") for cluster in result.clusters}
         yield markdown(container), "before", ", ".join(map(markdown, sorted(before)))
         yield "", "after", markdown(image)
+
+
+def _link(label: str, url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        return f"{markdown(label)}: {markdown(url)}"
+    return f"[{markdown(label)}]({quote(url, safe=_OF_URLS)})"
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
