@@ -29,6 +29,20 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def prefect(server: str, *arguments: str) -> None:
+    """Prefect's command line, from the repository's folder."""
+    ended = subprocess.run(
+        [BIN / "prefect", *arguments],
+        env={**os.environ, "PREFECT_API_URL": server},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+
+
 class Cloud:
     """A simulated cloud over a real socket, and what it says of itself."""
 
