@@ -32,7 +32,7 @@ from prefect.events.worker import EventsWorker  # noqa: E402
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
 from prefect_rollout.simulator import Scenario, SimulatorServer  # noqa: E402
-from support import BIN, Cloud, free_port  # noqa: E402
+from support import BIN, TABLES, Cloud, free_port  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -90,3 +90,17 @@ def cloud(make_cloud: Any) -> Cloud:
     """The article's cloud, twenty times as fast."""
     made: Cloud = make_cloud()
     return made
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for table, rows in TABLES.items():
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        lines = [
+            ["", *columns],
+            *([row, *(cells.get(c, "") for c in columns)] for row, cells in rows.items()),
+        ]
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        terminalreporter.section(table)
+        for line in lines:
+            padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+            terminalreporter.write_line("  ".join(padded).rstrip())

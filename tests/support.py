@@ -1,9 +1,13 @@
 """What several test modules use."""
 
+import json
+import os
 import socket
+import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import httpx
 
@@ -11,11 +15,32 @@ from prefect_rollout.simulator import SimulatorServer
 
 BIN = Path(sys.executable).parent
 
+TABLES: dict[str, dict[str, dict[str, str]]] = {}
+"""`{table: {row: {column: outcome}}}`, shown at the end of the tests."""
+
+
+def record_cell(table: str, row: str, column: str, outcome: str) -> None:
+    TABLES.setdefault(table, {}).setdefault(row, {})[column] = outcome
+
 
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def prefect(server: str, *arguments: str) -> None:
+    """Prefect's command line, from the repository's folder."""
+    ended = subprocess.run(
+        [BIN / "prefect", *arguments],
+        env={**os.environ, "PREFECT_API_URL": server},
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 class Cloud:
@@ -54,3 +79,42 @@ class Cloud:
 
     def truth(self, deployment: str) -> list[dict[str, Any]]:
         return [each for each in self.control("GET", "truth") if each["deployment"] == deployment]
+
+    @property
+    def writes(self) -> list[str]:
+        """What took effect, such as `["template 1343170", "publish 1343170 to pub-bjwdt"]`."""
+        return [
+            f"{entry.kind} {entry.template}" + (f" to {entry.cluster}" if entry.cluster else "")
+            for entry in self.inside.record()
+        ]
+
+
+class Zygote:
+    """Starts processes that run a flow run each, by way of `zygote.py`."""
+
+    def __enter__(self) -> Self:
+        self._process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name("zygote.py")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+        )
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with self._process:
+            self._process.terminate()
+
+    def start(self, run_id: object, environment: dict[str, str]) -> int:
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(json.dumps({"run": str(run_id), "environment": environment}) + "\n")
+        return int(self._process.stdout.readline())
+
+
+def lives(pid: int) -> bool:
+    with suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False

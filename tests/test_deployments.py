@@ -21,22 +21,9 @@ from prefect.states import Cancelling
 
 from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.models import ReleaseResult
-from support import BIN, Cloud
+from support import BIN, Cloud, prefect
 
 ROOT = Path(__file__).parent.parent
-
-
-def prefect(server: str, *arguments: str) -> None:
-    ended = subprocess.run(
-        [BIN / "prefect", *arguments],
-        env={**os.environ, "PREFECT_API_URL": server},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
 def test_every_key_is_one_that_prefect_knows() -> None:

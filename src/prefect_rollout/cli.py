@@ -1,4 +1,4 @@
-"""The command line: demo, simulate, configure, deploy.
+"""The command line: demo, simulate, configure, deploy, retry.
 
 Exit codes: 0 released, 1 failed, 2 wrong use or configuration, 3 timed out. Prefect is imported
 inside the commands that need it, so that `--help` answers at once.
@@ -10,11 +10,12 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from uuid import UUID
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
@@ -26,6 +27,9 @@ from prefect_rollout.errors import ConfigurationError, InputError, ReleaseTimedO
 from prefect_rollout.live import LiveSteps
 from prefect_rollout.models import Outcome, ReleaseRequest, ReleaseResult
 from prefect_rollout.text import json_line, one_line
+
+if TYPE_CHECKING:
+    from prefect.client.schemas.objects import State
 
 EXIT_CODES = {Outcome.RELEASED: 0, Outcome.FAILED: 1, Outcome.TIMED_OUT: 3}
 WRONG_USE = 2
@@ -192,6 +196,35 @@ def deploy(
         return _release(request, stdout)
 
 
+@app.command
+def retry(
+    run_id: Annotated[str, Parameter(help="Id of the flow run.")],
+    /,
+    *,
+    as_json: Annotated[
+        bool,
+        Parameter(
+            name="--json", help="Print the result on standard output, as one JSON object alone.", negative=""
+        ),
+    ] = False,
+) -> int:
+    """Go on, in this process, with a run that failed, timed out, crashed or was cancelled."""
+    embedded.prepare()
+    with _stdout_for_json(as_json) as stdout:
+        try:
+            wanted = UUID(run_id)
+        except ValueError:
+            problem = f"run_id: {one_line(run_id, 80)!r} is not the id of a flow run, such as {UUID(int=0)}"
+            return _end(None, InputError(problem, field="run_id"), stdout)
+        return _conduct(lambda: _retry(wanted), stdout)
+
+
+async def _retry(run_id: UUID) -> ReleaseResult:
+    from prefect_rollout.flows.again import go_on
+
+    return await _result(await go_on(run_id))
+
+
 def _images(given: list[str] | None) -> dict[str, str] | None:
     images = {}
     for pair in given or []:
@@ -205,7 +238,11 @@ def _images(given: list[str] | None) -> dict[str, str] | None:
 
 
 def _release(request: ReleaseRequest, stdout: TextIO | None = None) -> int:
-    """Runs the flow in this process, shows its steps, says how it ended, returns the exit code."""
+    return _conduct(lambda: _run_flow(request), stdout)
+
+
+def _conduct(work: Callable[[], Coroutine[Any, Any, ReleaseResult]], stdout: TextIO | None) -> int:
+    """Runs a flow in this process, shows its steps, says how it ended, returns the exit code."""
     err.print(f"Prefect API: {embedded.api_in_use()}", markup=False, soft_wrap=True)
     if embedded.in_use():
         err.print("It starts with this command, which takes some seconds, and ends with it.")
@@ -214,9 +251,15 @@ def _release(request: ReleaseRequest, stdout: TextIO | None = None) -> int:
     result: ReleaseResult | None = None
     error: RolloutError | None = None
     try:
-        embedded.reach()
+        for killed, name in embedded.reach().items():
+            err.print(
+                f"A release was killed while it ran: {one_line(name, 80)}. "
+                f"Go on with it: {_command('prefect-rollout')} retry {killed}",
+                markup=False,
+                soft_wrap=True,
+            )
         with LiveSteps(err).showing():
-            result = asyncio.run(_run_flow(request))
+            result = asyncio.run(work())
     except RolloutError as failure:
         result, error = failure.result, failure
     except TerminationSignal as signalled:  # Prefect's word for SIGTERM
@@ -227,7 +270,10 @@ def _release(request: ReleaseRequest, stdout: TextIO | None = None) -> int:
 async def _run_flow(request: ReleaseRequest) -> ReleaseResult:
     from prefect_rollout.flows import deploy_latest_image
 
-    state = await deploy_latest_image(**request.model_dump(), return_state=True)
+    return await _result(await deploy_latest_image(**request.model_dump(), return_state=True))
+
+
+async def _result(state: "State[ReleaseResult]") -> ReleaseResult:
     await embedded.settle(state.state_details.flow_run_id)
     return await state.aresult()
 

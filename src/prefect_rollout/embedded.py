@@ -66,11 +66,14 @@ def api_in_use() -> str:
     return PREFECT_API_URL.value() or f"embedded, in {PREFECT_HOME.value()}"
 
 
-def reach() -> None:
+def reach() -> dict[UUID, str]:
     """Makes sure that the Prefect API answers; an embedded one is started, and ends with this process.
 
     Left to itself, Prefect starts it inside the flow. Then Ctrl-C, which a terminal sends to every
     process of the command, ends the API first, and the flow waits for it in vain.
+
+    Returns:
+        Releases of the embedded API, `{id: name}`, that were killed: they are Crashed from now on.
 
     Raises:
         ConfigurationError: the configured API does not answer.
@@ -81,7 +84,7 @@ def reach() -> None:
     if in_use():
         with _spared_from_ctrl_c():
             SubprocessASGIServer().start()
-        return
+        return asyncio.run(_killed())
     with get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
     if problem:
@@ -89,6 +92,18 @@ def reach() -> None:
             f"the Prefect API {api_in_use()} does not answer: {one_line(problem, 120)}",
             advice="Start it, or correct PREFECT_API_URL; unset, an embedded API is used.",
         )
+    return {}
+
+
+async def _killed() -> dict[UUID, str]:
+    # The embedded API ends with the command: where a release is killed, nothing may be left that waits
+    # for its heartbeat. Whatever uses this home runs on this machine, so its processes can be asked for.
+    from prefect import get_client
+
+    from prefect_rollout import guard, reaper
+
+    async with get_client() as client:
+        return {run.id: run.name for run in await reaper.sweep(client, gone=guard.ended_here)}
 
 
 @contextmanager

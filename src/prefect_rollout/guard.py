@@ -6,6 +6,7 @@ lost its lock, or was given up for dead and replaced, never writes behind its su
 """
 
 import asyncio
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -30,7 +31,6 @@ from prefect.client.schemas.objects import (
     FlowRun,
     StateType,
 )
-from prefect.events import emit_event
 from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 from prefect.results import aget_default_result_storage, get_result_store
@@ -39,7 +39,6 @@ from prefect.types.names import BANNED_CHARACTERS
 from prefect_rollout import reaper
 from prefect_rollout.errors import ConfigurationError, LockedError, LockLostError
 from prefect_rollout.progress import Progress, tell
-from prefect_rollout.settings import liveness
 from prefect_rollout.text import one_line
 
 LEASE_SECONDS = 60.0
@@ -51,6 +50,8 @@ _ASK_AGAIN_SECONDS = 2.0
 
 # Labels of a flow run that holds locks.
 _LEASE, _LOCKS, _SINCE, _HOST = "rollout.lease", "rollout.locks", "rollout.locked-at", "rollout.host"
+# Label of a flow run that began: the process that runs it, or did.
+_PROCESS = "rollout.process"
 
 
 def lock_name(platform: str, app_id: object, deployment: str, cluster: str) -> str:
@@ -71,6 +72,7 @@ class Guard:
         self._client = client
         self._run_id = run_id
         self._lease: UUID | None = None
+        self._beaten = 0.0
         self._task = asyncio.current_task()
 
     def cancel(self, why: str) -> None:
@@ -158,16 +160,22 @@ class Guard:
             f"the flow run was set to {one_line(state.name, 40)} while it ran, and nothing more is written"
         )
 
-    async def keep(self) -> None:
+    async def beat(self) -> None:
+        """Tells that the run lives."""
+        self._beaten = time.monotonic()
+        try:
+            await reaper.beat(self._client, self._run_id)
+        except (httpx.TransportError, PrefectHTTPStatusError) as error:
+            get_run_logger().warning("The Prefect API took no heartbeat: %s", one_line(error))
+
+    async def keep(self, beat_seconds: float) -> None:
         """Renews the lease, tells that the run lives, listens for a cancel. Ends with the flow."""
-        renewed = beaten = -LEASE_SECONDS
-        beat_seconds = liveness().heartbeat_seconds
+        renewed = -LEASE_SECONDS
         problem = ""
         while True:
             now = time.monotonic()
-            if now - beaten >= beat_seconds:
-                emit_event(reaper.HEARTBEAT, {"prefect.resource.id": f"prefect.flow-run.{self._run_id}"})
-                beaten = now
+            if now - self._beaten >= beat_seconds:
+                await self.beat()
             try:
                 if self._lease is not None and now - renewed >= _RENEW_SECONDS:
                     await self._client.renew_concurrency_lease(self._lease, LEASE_SECONDS)
@@ -271,12 +279,14 @@ async def watching(run_id: UUID) -> AsyncIterator[Guard]:
         ConfigurationError: results cannot be kept, or those of the run's earlier tries are out of reach.
     """
     async with get_client() as client:
-        await reaper.ensure(client)
-        await _check_results(await client.read_flow_run(run_id))
+        beat_seconds = await reaper.ensure(client)
         guard = Guard(client, run_id)
+        await guard.beat()  # before anything else: a run that never beat is found late when it is killed
+        await client.update_flow_run_labels(run_id, {_PROCESS: _process()})
+        await _check_results(await client.read_flow_run(run_id))
         token = _guard.set(guard)
         _running.add(guard)
-        keeper = asyncio.create_task(guard.keep())
+        keeper = asyncio.create_task(guard.keep(beat_seconds))
         try:
             yield guard
         finally:
@@ -311,6 +321,28 @@ async def _check_results(run: FlowRun) -> None:
         raise ConfigurationError(
             f"{problem}: {type(error).__name__} {one_line(error, 120)}", advice=advice
         ) from error
+
+
+def _process(pid: int | None = None) -> str:
+    return f"{one_line(socket.gethostname(), 80)} {os.getpid() if pid is None else pid}"
+
+
+def ended_here(run: FlowRun) -> bool:
+    """Whether the run's process ran on this machine and has ended. No, where that is unknown.
+
+    For runs of an embedded API alone: containers can share a host's name, and not its processes.
+    """
+    pid = str(run.labels.get(_PROCESS, "")).rpartition(" ")[2]
+    # On Windows os.kill would end the process.
+    if os.name != "posix" or not pid.isdecimal() or run.labels[_PROCESS] != _process(int(pid)):
+        return False
+    try:
+        os.kill(int(pid), 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        pass
+    return False
 
 
 def cancel_all(why: str) -> bool:

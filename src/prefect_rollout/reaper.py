@@ -5,14 +5,27 @@ Prefect leaves a run whose process was killed in `Running` for ever. A release t
 four and a half such spans. Prefect's own heartbeat would not do: by default it comes every 180 s.
 """
 
-from datetime import timedelta
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import StateType
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.responses import SetStateStatus
 from prefect.events.actions import ChangeFlowRunState
+from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
-from prefect.events.schemas.events import ResourceSpecification
+from prefect.events.schemas.events import Event, Resource, ResourceSpecification
+from prefect.states import Crashed
 
+from prefect_rollout.models import Action
 from prefect_rollout.settings import liveness
 
 HEARTBEAT = "prefect-rollout.heartbeat"
@@ -20,7 +33,21 @@ HEARTBEAT = "prefect-rollout.heartbeat"
 
 NAME = "prefect-rollout: releases that were killed"
 
-_ensured: set[str] = set()
+FLOWS = ("deploy-latest-image", *(action.value for action in Action if action is not Action.DEPLOY))
+"""The names of the flows that beat."""
+
+_GO_ON = (
+    "Retry the run and it goes on where it stopped: with `prefect-rollout retry` and its id, or with Retry "
+    "in the UI where it is a deployment's."
+)
+
+# A heartbeat that is late by this many beats and a half is the last one.
+_BEATS = 4.5
+
+# How long Prefect's server keeps a wait that ended while it was down itself. What it dropped, `sweep` finds.
+_BUFFER = timedelta(seconds=60)
+
+_ensured: dict[str, float] = {}
 
 
 def automation(
@@ -37,12 +64,13 @@ def automation(
         name=name,
         description=(
             "Marks a release Crashed when its process has been silent: killed, or cut off. "
-            "Retry such a run; it goes on where it stopped. Created by prefect-rollout."
+            f"{_GO_ON} Created by prefect-rollout."
         ),
         trigger=EventTrigger(
             match=ResourceSpecification({"prefect.resource.id": runs}),
             after={HEARTBEAT},
-            # Any change of state ends the wait, or starts it anew with the next heartbeat.
+            # Any change of state ends the wait, and the next heartbeat starts it anew. A heartbeat that
+            # arrives after the run's end starts one too: Prefect refuses to crash a run that has ended.
             expect={HEARTBEAT, "prefect.flow-run.*"},
             for_each={"prefect.resource.id"},
             posture=Posture.Proactive,
@@ -54,24 +82,91 @@ def automation(
                 state=StateType.CRASHED,
                 message=(
                     f"No sign of life for {within_seconds:.0f} s: the release's process was killed or cut "
-                    "off. Retry the run; it goes on where it stopped."
+                    f"off. {_GO_ON}"
                 ),
             )
         ],
     )
 
 
-async def ensure(client: PrefectClient) -> None:
-    """Creates the automation where the server has none; one that was switched off stays so."""
+async def ensure(client: PrefectClient) -> float:
+    """Creates the automation where the server has none, and sweeps; once a process and server.
+
+    One that was switched off stays so.
+
+    Returns:
+        Seconds between heartbeats: as set, or fewer where the automation waits for less.
+    """
     server = str(client.api_url)
-    if server in _ensured:
-        return
-    if not await client.read_automations_by_name(NAME):
-        created = await client.create_automation(
-            automation(within_seconds=max(10, liveness().heartbeat_seconds * 4.5))
-        )
-        # Two releases that start at once both find none: the elder automation stays.
-        found = sorted(await client.read_automations_by_name(NAME), key=lambda each: str(each.id))
-        if found and found[0].id != created:
-            await client.delete_automation(created)
-    _ensured.add(server)
+    if server not in _ensured:
+        wanted = max(10, liveness().heartbeat_seconds * _BEATS)
+        if not (found := await client.read_automations_by_name(NAME)):
+            created = await client.create_automation(automation(within_seconds=wanted))
+            # Two releases that start at once both find none: the elder automation stays.
+            found = sorted(await client.read_automations_by_name(NAME), key=lambda each: str(each.id))
+            if found and found[0].id != created:
+                await client.delete_automation(created)
+        await sweep(client)
+        within = [
+            each.trigger.within.total_seconds() for each in found if isinstance(each.trigger, EventTrigger)
+        ]
+        _ensured[server] = min([wanted, *within]) / _BEATS
+    return min(liveness().heartbeat_seconds, _ensured[server])
+
+
+async def beat(client: PrefectClient, run_id: UUID) -> None:
+    """Tells that the run lives. It has arrived when this returns: a process may be killed at any time."""
+    event = Event(event=HEARTBEAT, resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run_id}"}))
+    await client.request("POST", "/events", json=[event.model_dump(mode="json")])
+
+
+async def sweep(client: PrefectClient, gone: Callable[[FlowRun], bool] = lambda _run: False) -> list[FlowRun]:
+    """Marks the releases Crashed that the automation cannot find, and returns them.
+
+    Those are the ones that were killed before their first heartbeat, or whose wait ended while no
+    Prefect server ran.
+
+    Args:
+        client: of the server to sweep.
+        gone: whether the process of a run is known to have ended, so that there is no need to wait.
+    """
+    windows = [
+        each.trigger.within
+        for each in await client.read_automations_by_name(NAME)
+        if each.enabled and isinstance(each.trigger, EventTrigger)
+    ]
+    if not windows:
+        return []
+    since = datetime.now(UTC) - max(windows) - _BUFFER
+    running = await client.read_flow_runs(
+        flow_filter=FlowFilter(name=FlowFilterName(any_=list(FLOWS))),
+        flow_run_filter=FlowRunFilter(
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+        ),
+        limit=200,
+    )
+    killed = []
+    for run in running:
+        # Another program's flow may have one of the names too.
+        if not {"app_id", "deployment"} <= set(run.parameters):
+            continue
+        if gone(run) or await _silent(client, run, since):
+            state: State[None] = Crashed(message=f"The release's process was killed or cut off. {_GO_ON}")
+            answer = await client.set_flow_run_state(run.id, state)
+            if answer.status is SetStateStatus.ACCEPT:
+                killed.append(run)
+    return killed
+
+
+async def _silent(client: PrefectClient, run: FlowRun, since: datetime) -> bool:
+    if run.state is None or run.state.timestamp > since:
+        return False
+    beats = await client.read_events(
+        EventFilter(
+            event=EventNameFilter(name=[HEARTBEAT]),
+            resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
+            occurred=EventOccurredFilter(since=since),
+        ),
+        limit=1,
+    )
+    return not beats.events

@@ -1,0 +1,390 @@
+"""`kill -9`, wherever a release stands: the same flow run, retried, goes on and writes nothing twice."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import psutil
+import pytest
+from prefect import get_client
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import WorkPoolCreate
+from prefect.client.schemas.objects import FlowRun, State
+from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
+from prefect.events.schemas.automations import EventTrigger
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.states import Crashed, Pending, Running, Scheduled
+from prefect.types.entrypoint import EntrypointType
+
+from prefect_rollout import reaper
+from prefect_rollout.flows import deploy_latest_image
+from prefect_rollout.flows.again import FLOWS
+from prefect_rollout.guard import lock_name
+from prefect_rollout.models import ReleaseResult
+from prefect_rollout.progress import Progress, listening
+from prefect_rollout.simulator import Scenario, SimulatorServer
+from prefect_rollout.simulator.fault import Fault
+from support import BIN, Cloud, Zygote, lives, prefect, record_cell
+
+pytestmark = pytest.mark.usefixtures("prefect_api")
+
+CLUSTERS = ["pub-bjwdt", "pub-bjyt"]
+RELEASE: dict[str, Any] = {
+    "app_id": 3290,
+    "deployment": "qapm-api",
+    "poll_seconds": 0.1,
+    "poll_attempts": 100,
+}
+WRITES = ["template 1343170", *(f"publish 1343170 to {cluster}" for cluster in CLUSTERS)]
+POLLS = 2  # killed at the first ones; those that follow are the same
+AT_ONCE = 3
+SPEED = 50
+TABLE = "kill -9 at every exchange, then a retry of the same flow run"
+
+
+async def until(holds: Callable[[], Any], what: str, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < end, f"{what}: not within {seconds} s"
+        await asyncio.sleep(0.01)
+
+
+async def ensure() -> None:
+    async with get_client() as client:
+        await reaper.ensure(client)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """A request of a release: the how-manieth it is, in which step."""
+
+    number: int
+    call: str
+    step: int
+    step_name: str
+
+    @property
+    def writes(self) -> bool:
+        return self.call in {"upgrade", "publish"}
+
+    def __str__(self) -> str:
+        return f"{self.number:2} {self.step_name}: {self.call}"
+
+
+async def exchanges(cloud: Cloud) -> list[Exchange]:
+    """Those of a clean release, up to the first polls."""
+    starts: list[tuple[int, str]] = []
+
+    def note(progress: Progress) -> None:
+        if progress.state == "running" and not progress.detail:
+            starts.append((len(cloud.inside.requests()), progress.step))
+
+    with listening(note):
+        await deploy_latest_image(**RELEASE)
+    found = []
+    for number, seen in enumerate(cloud.inside.requests()):
+        step = max(index for index, (first, _) in enumerate(starts) if first <= number)
+        found.append(Exchange(number + 1, str(seen.call), step, starts[step][1]))
+    polls = [each for each in found if each.step_name == "wait for pods"]
+    return [each for each in found if each not in polls[POLLS:]]
+
+
+def left_to_do(clean: list[Exchange], killed: Exchange, *, after: bool) -> list[str]:
+    """The calls of the process that goes on, without its polls: no step that was completed is among them."""
+    calls: list[str] = []
+    for each in clean:
+        if each.step < killed.step or each.step_name == "wait for pods":
+            continue
+        if each.step_name == "upgrade deployment" and each.call == "online":
+            calls.append("templates")  # the look for a template that an earlier try left
+        if not (after and each.step == killed.step and each.call in {"upgrade", "publish"}):
+            calls.append(each.call)
+    if after and killed.call == "publish":
+        calls.remove("status")  # the look at the pods goes before a write, and there is none
+    return calls
+
+
+@pytest.fixture(scope="module")
+def zygote(prefect_server: str) -> Iterator[Zygote]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PREFECT_API_URL", prefect_server)
+        # By this process, which has the default settings: the automation's window is its creator's.
+        with temporary_settings({PREFECT_API_URL: prefect_server}):
+            asyncio.run(ensure())
+        with Zygote() as made:
+            yield made
+
+
+async def killed_and_retried(
+    client: PrefectClient, zygote: Zygote, clean: list[Exchange], killed: Exchange, *, after: bool, keys: bool
+) -> None:
+    fault = Fault(kind="never", nth=[killed.number], takes_effect=after)
+    with SimulatorServer(Scenario(idempotency=keys, faults=[fault]), speed=SPEED) as server:
+        cloud, inside = Cloud(server), server.cloud
+        run: FlowRun = await client.create_flow_run(deploy_latest_image, parameters=RELEASE, state=Pending())
+        pid = zygote.start(run.id, cloud.environment)
+        await until(lambda: len(inside.requests()) == killed.number or not lives(pid), "the exchange")
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: not lives(pid), "the process's end")
+        assert [seen.fault for seen in inside.requests()] == [None] * (killed.number - 1) + ["never"]
+        run = await client.read_flow_run(run.id)
+        assert run.state is not None
+        assert run.state.is_running()
+        inside.set_faults([])
+
+        # As the automation ends it, and as `prefect flow-run retry` has a worker take it up.
+        await client.set_flow_run_state(run.id, Crashed())
+        await client.set_flow_run_state(run.id, Scheduled(), force=True)
+        pid = zygote.start(run.id, cloud.environment)
+        await until(lambda: not lives(pid), "the retry's end", 45)  # a lock that is left lasts 60 s
+
+        run = await client.read_flow_run(run.id)
+        assert run.state is not None
+        assert run.state.is_completed(), run.state.message
+        result = await run.state.aresult()
+        assert isinstance(result, ReleaseResult)
+        assert result.outcome == "released"
+        assert cloud.writes == WRITES
+        assert all(truth.rolled_out for truth in inside.truth(deployment="qapm-api"))
+        again = [seen.call for seen in inside.requests()][killed.number :]
+        expected = left_to_do(clean, killed, after=after)
+        assert again[: len(expected)] == expected
+        assert set(again[len(expected) :]) == {"status"}
+        for cluster in CLUSTERS:
+            name = lock_name(server.url.partition("//")[2], 3290, "qapm-api", cluster)
+            lock = await client.read_global_concurrency_limit_by_name(name)
+            assert lock.active_slots == 0
+
+
+@pytest.mark.parametrize("keys", [True, False], ids=["keys honoured", "keys ignored"])
+async def test_a_release_killed_at_any_exchange_goes_on_and_writes_once(
+    make_cloud: Any, zygote: Zygote, keys: bool
+) -> None:
+    clean = await exchanges(make_cloud(SPEED, idempotency=keys))
+    assert {each.call for each in clean if each.writes} == {"upgrade", "publish"}
+    cells = [(each, False) for each in clean if keys or each.writes]
+    cells += [(each, True) for each in clean if each.writes]
+    at_once = asyncio.Semaphore(AT_ONCE)
+    problems: dict[str, BaseException] = {}
+
+    async def cell(client: PrefectClient, killed: Exchange, after: bool) -> None:
+        async with at_once:
+            column = f"{'after' if after else 'before'} its effect, keys {'honoured' if keys else 'ignored'}"
+            outcome = "released, 1 template, 2 publishes"
+            started = time.monotonic()
+            try:
+                await killed_and_retried(client, zygote, clean, killed, after=after, keys=keys)
+            except Exception as error:  # noqa: BLE001 - the others go on, and it is raised at the end
+                problems[f"{killed} {column}"] = error
+                outcome = f"FAILED: {type(error).__name__}"
+            record_cell(TABLE, str(killed), column, f"{outcome} ({time.monotonic() - started:.1f} s)")
+
+    async with get_client() as client:
+        await asyncio.gather(*(cell(client, killed, after) for killed, after in cells))
+    assert not problems, "\n\n".join(f"{where}: {error!s}" for where, error in problems.items())
+
+
+# ---- killed runs are found -----------------------------------------------------------------------
+
+CRASHED = "Until a killed run was Crashed (window 10 s)"
+
+
+async def ended(client: PrefectClient, run: FlowRun, seconds: float = 60) -> State[Any]:
+    """The run's state as soon as it is final."""
+    end = time.monotonic() + seconds
+    while True:
+        state = (await client.read_flow_run(run.id)).state
+        assert state is not None
+        if state.is_final():
+            return state
+        assert time.monotonic() < end, f"still {state.name} after {seconds} s"
+        await asyncio.sleep(0.2)
+
+
+async def found(client: PrefectClient, run: FlowRun, killed_at: float, row: str) -> None:
+    """Asserts that the automation finds the run that was killed."""
+    state = await ended(client, run)
+    assert (state.name, (state.message or "")[:22]) == ("Crashed", "No sign of life for 10")
+    assert "prefect-rollout retry" in (state.message or "")
+    record_cell(CRASHED, row, "seconds", f"{time.monotonic() - killed_at:.1f}")
+
+
+async def watched(client: PrefectClient, run: FlowRun) -> UUID:
+    """Gives the run the shipped automation, with a window that a test can wait for."""
+    return await client.create_automation(
+        reaper.automation(f"of {run.id}", within_seconds=10, runs=f"prefect.flow-run.{run.id}")
+    )
+
+
+async def happened(client: PrefectClient, event: str, automation: UUID) -> bool:
+    page = await client.read_events(
+        EventFilter(
+            event=EventNameFilter(name=[event]),
+            any_resource=EventAnyResourceFilter(id=[f"prefect.automation.{automation}"]),
+        )
+    )
+    return bool(page.events)
+
+
+async def test_every_kill_of_a_run_is_found_and_a_good_end_is_left_alone(
+    make_cloud: Any, zygote: Zygote
+) -> None:
+    cloud = make_cloud(SPEED, faults=[{"kind": "never", "call": "publish", "nth": [1, 2]}])
+    environment = {**cloud.environment, "PREFECT_ROLLOUT_HEARTBEAT_SECONDS": "2"}
+    async with get_client() as client:
+        run = await client.create_flow_run(deploy_latest_image, parameters=RELEASE, state=Pending())
+        automation = await watched(client, run)
+        for attempt in (1, 2):
+            pid = zygote.start(run.id, environment)
+            while len(cloud.inside.requests("publish")) < attempt:
+                assert lives(pid)
+                await asyncio.sleep(0.02)
+            os.kill(pid, signal.SIGKILL)
+            await found(client, run, time.monotonic(), f"a process, try {attempt}")
+            await client.set_flow_run_state(run.id, Scheduled(), force=True)
+        zygote.start(run.id, environment)
+        assert (await ended(client, run)).is_completed()
+        assert cloud.writes == WRITES
+
+        # A heartbeat that arrives after the end has the automation wait, and act, in vain.
+        await reaper.beat(client, run.id)
+        refused = "prefect.automation.action.failed"
+        end = time.monotonic() + 40
+        while not await happened(client, refused, automation):
+            assert time.monotonic() < end, "the automation has not acted"
+            await asyncio.sleep(0.5)
+        state = await ended(client, run)
+        assert state.is_completed()
+
+
+@pytest.mark.usefixtures("zygote")
+async def test_a_worker_that_is_killed_with_its_flows_is_followed_by_one_that_finishes_them(
+    make_cloud: Any, prefect_api: str, tmp_path: Path
+) -> None:
+    lost = {"kind": "never", "takes_effect": True, "times": 1}
+    cloud = make_cloud(
+        SPEED,
+        faults=[
+            {**lost, "call": "upgrade", "deployment": "qapm-api"},
+            {**lost, "call": "publish", "deployment": "qapm-home"},
+        ],
+    )
+    inside = cloud.inside
+    environment = {
+        **os.environ,
+        **cloud.environment,
+        "PREFECT_API_URL": prefect_api,
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PREFECT_ROLLOUT_HEARTBEAT_SECONDS": "2",
+    }
+
+    def start_worker() -> psutil.Popen:
+        return psutil.Popen(
+            [BIN / "prefect", "worker", "start", "--pool", "killable"],
+            env=environment,
+            cwd=tmp_path,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    async with get_client() as client:
+        await client.create_work_pool(WorkPoolCreate(name="killable", type="process"), overwrite=True)
+        deployment = await deploy_latest_image.ato_deployment(
+            "killable", work_pool_name="killable", entrypoint_type=EntrypointType.MODULE_PATH
+        )
+        deployment_id = await deployment.aapply()
+        runs = {
+            name: await client.create_flow_run_from_deployment(
+                deployment_id, parameters={**RELEASE, "deployment": name}
+            )
+            for name in ("qapm-api", "qapm-home")
+        }
+        for run in runs.values():
+            await watched(client, run)
+        worker = start_worker()
+        try:
+            await until(lambda: sum(seen.fault == "never" for seen in inside.requests()) == 2, "both")
+            started = worker.children(recursive=True)
+            for process in (worker, *started):  # the worker first: it would report its flows' end
+                process.kill()
+            killed_at = time.monotonic()
+            worker.wait(10)
+            for name, run in runs.items():
+                await found(client, run, killed_at, f"a worker and its flow, of {name}")
+            retries = [
+                asyncio.to_thread(prefect, prefect_api, "flow-run", "retry", str(run.id))
+                for run in runs.values()
+            ]
+            worker = start_worker()
+            await asyncio.gather(*retries)
+            for run in runs.values():
+                state = await ended(client, run, 90)
+                assert state.is_completed(), state.message
+        finally:
+            worker.terminate()
+            worker.wait(30)
+    for name, clusters in {"qapm-api": CLUSTERS, "qapm-home": CLUSTERS[:1]}.items():
+        written = [(entry.kind, entry.cluster) for entry in inside.record() if entry.deployment == name]
+        assert written == [("template", None), *(("publish", cluster) for cluster in clusters)]
+
+
+async def test_the_automation_is_there_and_stays_off_where_it_was_switched_off(
+    make_cloud: Any, zygote: Zygote
+) -> None:
+    cloud = make_cloud(SPEED)
+
+    async def release() -> None:
+        run = await client.create_flow_run(deploy_latest_image, parameters=RELEASE, state=Pending())
+        zygote.start(run.id, cloud.environment)
+        assert (await ended(client, run)).is_completed()
+
+    async with get_client() as client:
+        await release()
+        (shipped,) = await client.read_automations_by_name(reaper.NAME)
+        assert shipped.enabled
+        assert isinstance(shipped.trigger, EventTrigger)
+        assert shipped.trigger.within.total_seconds() == 90
+        await client.pause_automation(shipped.id)
+        try:
+            await release()
+            (kept,) = await client.read_automations_by_name(reaper.NAME)
+            assert (kept.id, kept.enabled) == (shipped.id, False)
+        finally:
+            await client.resume_automation(shipped.id)
+
+
+async def test_a_release_sweeps_up_what_was_killed_while_no_server_ran(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Silent for two seconds has to do, in place of the automation's 90 and Prefect's 60 more.
+    monkeypatch.setattr(reaper, "_BUFFER", timedelta(seconds=2 - 90))
+    async with get_client() as client:
+        await reaper.ensure(client)
+        silent, alive = [
+            await client.create_flow_run(deploy_latest_image, parameters=RELEASE, state=Running())
+            for _ in range(2)
+        ]
+        await asyncio.sleep(2.5)
+        await reaper.beat(client, alive.id)
+        end = time.monotonic() + 20
+        while not (swept := await reaper.sweep(client)):
+            assert time.monotonic() < end
+        assert [run.id for run in swept] == [silent.id]
+        assert (await ended(client, silent)).is_crashed()
+        still = await client.read_flow_run(alive.id)
+        assert still.state is not None
+        assert still.state.is_running()
+        for run in (silent, alive):
+            await client.delete_flow_run(run.id)
+
+
+def test_the_flows_that_beat_are_the_flows_there_are() -> None:
+    assert set(reaper.FLOWS) == set(FLOWS)
