@@ -1,7 +1,7 @@
 """The steps of a release on a terminal, as they happen."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from prefect_rollout.progress import STEPS, Progress, listening
+from prefect_rollout.progress import STEPS_OF, Progress, listening
 from prefect_rollout.text import one_line
 
 _MARKS = {
@@ -22,11 +22,10 @@ _MARKS = {
 
 
 class LiveSteps:
-    """Shows the progress of one release through its `steps`: a live table on a terminal, or lines."""
+    """Shows the progress of one release: a table that lives on a terminal, lines elsewhere."""
 
-    def __init__(self, console: Console, steps: Sequence[str] = STEPS) -> None:
+    def __init__(self, console: Console) -> None:
         self._console = console
-        self._steps = steps
         self._last: dict[str, Progress] = {}
         self._started: dict[str, float] = {}
         self._took: dict[str, float] = {}
@@ -41,6 +40,11 @@ class LiveSteps:
                 return
             with Live(console=self._console, get_renderable=self._table, refresh_per_second=8):
                 yield
+
+    @property
+    def _steps(self) -> tuple[str, ...]:
+        """The steps of the action that has all those seen; a deploy's until one differs."""
+        return next(steps for steps in STEPS_OF.values() if self._last.keys() <= set(steps))
 
     def _note(self, progress: Progress) -> None:
         known = self._last.get(progress.step)
