@@ -6,6 +6,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -57,7 +58,10 @@ HOME_APP = ["--app-id", "3290", "--deployment", "qapm-home"]
 def test_help_names_the_commands(tmp_path: Path) -> None:
     shown = call("--help", home=tmp_path)
     assert shown.returncode == 0
-    for command in ("demo", "simulate", "configure", "deploy"):
+    for command in (
+        *("demo", "simulate", "configure"),
+        *("deploy", "rollback", "restart", "scale", "retry"),
+    ):
         assert f" {command} " in shown.stdout
 
 
@@ -116,6 +120,51 @@ def test_a_release_that_does_not_end_well_says_why(
     assert "Traceback" not in ended.stderr
 
 
+def test_what_was_released_is_rolled_back_restarted_and_scaled(
+    cloud: Cloud, prefect_server: str, tmp_path: Path
+) -> None:
+    def ended(command: str, *arguments: str) -> tuple[int, dict[str, Any], str]:
+        process = call(
+            *(command, *HOME_APP, *arguments, "--poll-seconds", "0.1", "--json"),
+            home=tmp_path,
+            variables={**cloud.environment, "PREFECT_API_URL": prefect_server},
+        )
+        return process.returncode, json.loads(process.stdout), process.stderr
+
+    assert ended("deploy")[0] == 0
+    code, result, said = ended("rollback", "--reason", "wrong")
+    assert (code, result["action"], result["template_id"]) == (0, "rollback", 1343102)
+    assert "4/7 choose rollback done: pub-bjwdt to template 1343102" in said
+    assert "Rolled back: qapm-home runs template 1343102" in said
+    code, result, said = ended("restart")
+    assert (code, result["action"]) == (0, "restart")
+    assert "Restarted: qapm-home" in said
+    code, result, said = ended("scale", "--replicas", "2")
+    assert (code, result["clusters"][0]["ready"]) == (0, 2)
+    assert "Scaled: qapm-home" in said
+    assert [entry["kind"] for entry in cloud.record] == ["template", "publish", "publish", "restart", "scale"]
+    code, result, said = ended("rollback", "--to-template", "99")
+    assert (code, result["error"]["type"]) == (1, "TemplateNotFoundError")
+
+
+def test_a_release_that_fails_is_rolled_back_and_the_diagnosis_told(
+    cloud: Cloud, prefect_server: str, tmp_path: Path
+) -> None:
+    ended = deploy(
+        *(cloud, prefect_server, tmp_path),
+        *("--app-id", "3290", "--deployment", "bad-image", "--json"),
+        *("--on-failure", "rollback", "--grace-seconds", "1"),
+    )
+    assert ended.returncode == 1
+    result = json.loads(ended.stdout)
+    diagnosis = result["error"]["diagnosis"]
+    assert (diagnosis["category"], diagnosis["cluster"]) == ("ImagePullError", "pub-bjwdt")
+    assert diagnosis["pod"].startswith("bad-image-")
+    assert [cluster["rolled_back"] for cluster in result["clusters"]] == [True]
+    for told in ("ImagePullError", "rolled back", "Live now: pub-bjwdt has template 1343120 online"):
+        assert told in ended.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
@@ -128,6 +177,8 @@ def test_a_release_that_does_not_end_well_says_why(
         ([*HOME_APP, "--target", "nonsense"], "target"),
         ([*HOME_APP, "--target", "nothing/default"], "container-cloud"),
         ([*HOME_APP, "--nonsense"], "--nonsense"),
+        ([*HOME_APP, "--order", "backwards"], "one-by-one"),
+        ([*HOME_APP, "--grace-seconds", "-1"], "grace_seconds"),
         (["--app-id", "..", "--deployment", "qapm-home"], "app_id"),
     ],
 )
@@ -232,7 +283,8 @@ def test_an_interrupt_ends_the_command_and_all_it_started(cloud: Cloud, tmp_path
     assert started, "Prefect's embedded API is a process of its own"
     said = process.stderr.read()
     assert process.wait(60) == 130
-    assert "Interrupted" in said
+    assert "Cancelled: cancelled by Ctrl-C" in said
+    assert "Live now: pub-bjwdt has template 1343170 online" in said
     assert "Traceback" not in said
     assert psutil.wait_procs(started, timeout=20)[1] == []
 
