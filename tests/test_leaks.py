@@ -300,6 +300,7 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
         "PREFECT_LOGGING_SERVER_LEVEL": "DEBUG",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "DEBUG",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "httpx,httpcore,prefect_rollout",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_DEBUG_MODE": "1",
         "PREFECT_ROLLOUT_RETRIES": "1",
         "PREFECT_ROLLOUT_RETRY_DELAY_SECONDS": "0.01",
