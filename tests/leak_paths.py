@@ -94,5 +94,7 @@ async def _main(plan: dict[str, Any]) -> dict[str, str]:
 
 
 if __name__ == "__main__":
+    for name in ("httpx", "httpcore"):  # Prefect sends on what extra loggers say, and leaves their level
+        logging.getLogger(name).setLevel(logging.DEBUG)
     endings = asyncio.run(_main(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))
     Path(sys.argv[2]).write_text(json.dumps(endings), encoding="utf-8")

@@ -46,6 +46,7 @@ PLANTED = {
 }
 ID, SECRET, READER, READS, ENV_ID, ENV_SECRET, MISTYPED, VALUE, NOTE = PLANTED.values()
 CARELESS = "carelessAs52DfGh"
+META = "metaDataRt19YuIo"
 
 
 def dressed(secret: str) -> str:
@@ -96,7 +97,7 @@ SCENARIO = {
                 deployment(3, "broken", f'{{"DB_PASSWORD": "{VALUE}'),
                 deployment(4, "no-workload", json.dumps(NO_WORKLOAD)),
                 deployment(5, "no-deployment", json.dumps({**TEMPLATE, "kind": VALUE})),
-                deployment(6, "bad-meta", metaData=json.dumps({"clusters": {"c1": {"replica": VALUE}}})),
+                deployment(6, "bad-meta", metaData=json.dumps({"clusters": {"c1": {"replica": META}}})),
                 deployment(7, "no-page"),
             ],
         }
@@ -207,9 +208,13 @@ class Evidence(NamedTuple):
 
     def places(self, secret: str) -> dict[str, bytes]:
         """Where the secret stands, as it is, in hex or in base64, and what stands before it."""
-        wanted = re.compile(b"(.{0,99})(?:" + b"|".join(map(re.escape, forms(secret))) + b")", re.DOTALL)
-        hits = ((where, wanted.search(blob)) for where, blobs in self.kept for blob in blobs)
-        return {where: hit[1] for where, hit in hits if hit}
+        found = {}
+        for form in forms(secret):
+            for where, blobs in self.kept:
+                for blob in blobs:
+                    if (at := blob.find(form)) >= 0:
+                        found[where] = blob[max(0, at - 99) : at]
+        return found
 
 
 def forms(secret: str) -> list[bytes]:
@@ -295,6 +300,7 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
         "PREFECT_LOGGING_SERVER_LEVEL": "DEBUG",
         "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "DEBUG",
         "PREFECT_LOGGING_EXTRA_LOGGERS": "httpx,httpcore,prefect_rollout",
+        "PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW": "ignore",
         "PREFECT_DEBUG_MODE": "1",
         "PREFECT_ROLLOUT_RETRIES": "1",
         "PREFECT_ROLLOUT_RETRY_DELAY_SECONDS": "0.01",
@@ -458,6 +464,11 @@ def test_the_search_finds_what_does_leak(evidence: Evidence) -> None:
 @pytest.mark.parametrize("what", PLANTED)
 def test_a_secret_is_found_nowhere(evidence: Evidence, what: str) -> None:
     assert evidence.places(PLANTED[what]) == {}
+
+
+def test_metadata_is_kept_with_the_results_of_its_step_alone(evidence: Evidence) -> None:
+    """A run that is retried reads it there. It is shown nowhere."""
+    assert evidence.places(META).keys() == {"storage"}
 
 
 def test_blocks_hold_their_secrets_and_templates_are_served_with_theirs(evidence: Evidence) -> None:

@@ -178,7 +178,7 @@ class Deployment(Payload):
 
     id: Id
     name: str
-    meta_data: str | None = None
+    meta_data: str | None = Field(default=None, repr=False)  # Prefect logs results at debug level
     app_id: Id | None = None
 
 
@@ -233,7 +233,7 @@ class Template(Payload):
 
     id: Id
     name: str | None = None
-    template: str | None = None
+    template: str | None = Field(default=None, repr=False)  # its environment values may be secrets
     deployment_id: Id | None = None
     description: str | None = None
     create_time: str | None = None

@@ -143,6 +143,7 @@ class ContainerCloudClient:
                 timeout=httpx.Timeout(request_timeout_seconds, connect=connect_timeout_seconds),
                 # A redirect would carry the signature to wherever it points.
                 follow_redirects=False,
+                event_hooks={"request": [_sendable]},
                 # Compression would let a small answer grow without bound while it is read.
                 headers={"Accept": "application/json", "Accept-Encoding": "identity"},
                 limits=httpx.Limits(max_connections=50, max_keepalive_connections=20),
@@ -366,6 +367,12 @@ def _trust(ca_file: Path | None) -> ssl.SSLContext:
             advice="Name a readable PEM file, on every machine where releases run.",
             field="ca_file",
         ) from error
+
+
+async def _sendable(request: httpx.Request) -> None:
+    """Refuses a signer's header that is none, before httpcore quotes it in its log at debug level."""
+    if any(re.search(rb"[\0\r\n]|^\s|\s$", value) for _, value in request.headers.raw):
+        raise httpx.LocalProtocolError("a header cannot be sent")
 
 
 async def _bounded(response: httpx.Response, call: str) -> bytes:
