@@ -26,7 +26,8 @@ async def wait_for_pods(
     """Polls the clusters until the verdict is released: at once, then every `poll_seconds`.
 
     The end is measured on the clock: the last poll starts `poll_seconds * (poll_attempts - 1)`
-    seconds after the first. A poll that is not answered is logged, and the next tick polls again.
+    seconds after the first. A poll that is not answered is logged, and the next tick polls again, or
+    the first after the time that the platform asked to wait.
 
     Args:
         deployment: as step 1 found it.
@@ -64,8 +65,10 @@ async def wait_for_pods(
                     return verdict
                 if said != (said := verdict.explain()):
                     logger.info("Waiting: %s", said)
-            # The tick after the one that is running by now: polls that took long are not made up for.
-            tick = max(tick + 1, math.ceil((time.monotonic() - started) / poll_seconds))
+            # The tick after the one that is running by now, and after what a Retry-After asked for: polls
+            # that took long are not made up for.
+            wait = (unanswered.retry_after or 0) if unanswered else 0
+            tick = max(tick + 1, math.ceil((time.monotonic() - started + wait) / poll_seconds))
             if tick >= poll_attempts:
                 break
             await asyncio.sleep(max(0.0, started + tick * poll_seconds - time.monotonic()))
