@@ -48,6 +48,19 @@ def test_a_release_is_told_with_what_changed_where() -> None:
     assert '<a href="http://127.0.0.1/runs/flow-run/0191">Flow run</a>' in page
 
 
+def test_a_publish_whose_answer_was_lost_is_told_as_unknown() -> None:
+    lost = ClusterResult(cluster="pub-bjyt", replicas=1, published=None, template_before=1343100)
+    page = html(render(result(outcome=Outcome.FAILED, clusters=[lost])))
+    row = page[page.index("<td>pub-bjyt</td>") :].split("</tr>")[0]
+    assert [cell.split("</td>")[0] for cell in row.split("<td>")[1:]] == [
+        "pub-bjyt",
+        "1343100",
+        "none or unknown",
+        "unknown",
+        "0 / 1",
+    ]
+
+
 def test_a_failure_says_first_what_went_wrong_and_what_to_do() -> None:
     error = ReleaseTimedOutError("after 95 s 1 pod is not ready")
     error.step = "wait for pods"

@@ -82,12 +82,16 @@ def _evidence(result: ReleaseResult) -> str:
 
 
 def _cluster(result: ReleaseResult, cluster: ClusterResult) -> Sequence[str]:
-    after = result.template_id if cluster.published else cluster.template_before
+    published, after = {
+        True: ("yes", result.template_id),
+        False: ("no", cluster.template_before),
+        None: ("unknown", cluster.online),
+    }[cluster.published]
     return (
         markdown(cluster.cluster),
         _id(cluster.template_before),
         _id(after),
-        "yes" if cluster.published else "no",
+        published,
         f"{cluster.ready} / {cluster.replicas}",
     )
 
