@@ -200,7 +200,8 @@ class Run:
         self.result.evidence = verdict.evidence
         self._note(verdict)
         for each in expected:
-            self._cluster(each.cluster).online = each.template_id
+            cluster = self._cluster(each.cluster)
+            cluster.online, cluster.online_known = each.template_id, True
 
     def _cluster(self, name: str) -> ClusterResult:
         return next(cluster for cluster in self.result.clusters if cluster.cluster == name)
@@ -213,20 +214,21 @@ class Run:
 
     async def look(self) -> None:
         """What is live where, noted in the result as far as the platform answers in time."""
+        for cluster in self.result.clusters:
+            # Nothing older passes for what is live.
+            cluster.online, cluster.online_known, cluster.running = None, False, None
+        await asyncio.gather(_in_time(self._look_at_online()), _in_time(self._look_at_pods()))
+
+    async def _look_at_online(self) -> None:
+        online = {each.cluster: each.template_id for each in await self.platform.online(self.deployment)}
+        for cluster in self.result.clusters:
+            cluster.online, cluster.online_known = online.get(cluster.cluster), True
+            if cluster.published is None and not same_id(cluster.template_before, cluster.template):
+                cluster.published = same_id(cluster.online, cluster.template)
+
+    async def _look_at_pods(self) -> None:
         names = [cluster.cluster for cluster in self.result.clusters]
-        try:
-            async with asyncio.timeout(_LAST_LOOK_SECONDS):
-                online = {
-                    each.cluster: each.template_id for each in await self.platform.online(self.deployment)
-                }
-                for cluster in self.result.clusters:
-                    cluster.online = online.get(cluster.cluster)
-                    if cluster.published is None and not same_id(cluster.template_before, cluster.template):
-                        cluster.published = same_id(cluster.online, cluster.template)
-                status = await self.platform.status(self.deployment, names)
-        except (PlatformError, TimeoutError) as error:
-            get_run_logger().warning("The last look at what is live failed: %s", one_line(error))
-            return
+        status = await self.platform.status(self.deployment, names)
         for cluster in self.result.clusters:
             now = status.get(cluster.cluster)
             if now is not None and now.pods is not None:
@@ -372,6 +374,15 @@ async def conduct(
     result.outcome = Outcome.RELEASED
     await report(result)
     return result
+
+
+async def _in_time(look: Awaitable[None]) -> None:
+    """A part of the last look, unless the platform does not answer it in time."""
+    try:
+        async with asyncio.timeout(_LAST_LOOK_SECONDS):
+            await look
+    except (PlatformError, TimeoutError) as error:
+        get_run_logger().warning("The last look at what is live failed: %s", one_line(error))
 
 
 async def _told(run: Run, work: Callable[[], Awaitable[None]]) -> None:

@@ -16,6 +16,7 @@ from prefect_rollout.errors import (
 from prefect_rollout.models import Deployment, same_id
 from prefect_rollout.platforms.port import Platform
 from prefect_rollout.progress import Progress, tell
+from prefect_rollout.settings import patience
 from prefect_rollout.tasks.step import may_have_run_before, run_logger, step
 from prefect_rollout.text import one_line
 from prefect_rollout.verdict import Ending, Expected, Grace, Look, Verdict, judge
@@ -34,7 +35,8 @@ async def wait_for_pods(
     """Polls the clusters until the verdict has an ending: at once, then every `poll_seconds`.
 
     The end is measured on the clock: the last poll starts `poll_seconds * (poll_attempts - 1)`
-    seconds after the first. A poll that is not answered is logged, and the next tick polls again.
+    seconds after the first. A poll that is not answered is logged, and the next tick polls again, or
+    the first after the time that the platform asked to wait.
 
     Args:
         deployment: as step 1 found it.
@@ -51,7 +53,7 @@ async def wait_for_pods(
             `verdict` is the last look.
     """
     clusters = [cluster.cluster for cluster in expected]
-    grace = Grace(seconds=grace_seconds)
+    grace, longest_wait = Grace(seconds=grace_seconds), patience().longest_retry_after_seconds
     logger = run_logger()
     verdict: Verdict | None = None
     said = ""
@@ -70,8 +72,11 @@ async def wait_for_pods(
             at = time.monotonic()
             # The tick after the one that is running by now: polls that took long are not made up for.
             tick = max(tick + 1, math.ceil((at - started) / poll_seconds))
-            look, last = Look(at=at, clusters=now), tick >= poll_attempts
-            verdict = judge(expected, look, verdict, grace=grace, last=last)
+            # No poll before a Retry-After has passed, even where the last one comes late by that.
+            wait = (unanswered.retry_after or 0) if unanswered else 0
+            last = tick >= poll_attempts or wait > longest_wait
+            tick = max(tick, math.ceil((at - started + wait) / poll_seconds))
+            verdict = judge(expected, Look(at=at, clusters=now), verdict, grace=grace, last=last)
             if not unanswered:
                 tell(Progress("wait for pods", "running", verdict.counts, aloud=True))
             if verdict.ending is Ending.RELEASED:

@@ -1,6 +1,7 @@
 """What the tests run against: a Prefect server of their own, and simulated clouds over real sockets."""
 
 import os
+import ssl
 import subprocess
 import tempfile
 import time
@@ -8,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+
+import certifi
 
 # Prefect and the tasks read their settings when they are imported: nothing of the user's may count.
 for _name in [name for name in os.environ if name.startswith(("PREFECT_", "K8S_"))]:
@@ -24,7 +27,11 @@ os.environ |= {
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.2",
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "DO_NOT_TRACK": "1",
+    # Prefect reads all of the world's authorities anew for each of a flow's clients, for no TLS at all.
+    "SSL_CERT_FILE": str(_HOME / "authority.pem"),
 }
+_authorities = ssl.create_default_context(cafile=certifi.where()).get_ca_certs(binary_form=True)
+(_HOME / "authority.pem").write_text(ssl.DER_cert_to_PEM_cert(_authorities[0]))
 
 import httpx  # noqa: E402
 import pytest  # noqa: E402
@@ -32,7 +39,15 @@ from prefect.events.worker import EventsWorker  # noqa: E402
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
 from prefect_rollout.simulator import Scenario, SimulatorServer  # noqa: E402
-from support import BIN, TABLES, Cloud, free_port  # noqa: E402
+from support import BIN, Cloud, free_port, tables  # noqa: E402
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints what the tests recorded cell by cell."""
+    for title, lines in tables():
+        terminalreporter.section(title)
+        for line in lines:
+            terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
@@ -90,17 +105,3 @@ def cloud(make_cloud: Any) -> Cloud:
     """The article's cloud, twenty times as fast."""
     made: Cloud = make_cloud()
     return made
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for table, rows in TABLES.items():
-        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-        lines = [
-            ["", *columns],
-            *([row, *(cells.get(c, "") for c in columns)] for row, cells in rows.items()),
-        ]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        terminalreporter.section(table)
-        for line in lines:
-            padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
-            terminalreporter.write_line("  ".join(padded).rstrip())

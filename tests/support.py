@@ -5,22 +5,17 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import httpx
 
+from prefect_rollout.platforms.signing import StarkHmacSigner
 from prefect_rollout.simulator import SimulatorServer
 
 BIN = Path(sys.executable).parent
-
-TABLES: dict[str, dict[str, dict[str, str]]] = {}
-"""`{table: {row: {column: outcome}}}`, shown at the end of the tests."""
-
-
-def record_cell(table: str, row: str, column: str, outcome: str) -> None:
-    TABLES.setdefault(table, {}).setdefault(row, {})[column] = outcome
 
 
 def free_port() -> int:
@@ -118,3 +113,67 @@ def lives(pid: int) -> bool:
         os.kill(pid, 0)
         return True
     return False
+
+
+class Door:
+    """The port of a simulated cloud, watched from the client's side.
+
+    Attributes:
+        server: the cloud's.
+        nonces: of all requests that were sent, whether or not they arrived.
+        passing: called before each request takes a connection, so that it can be given a fault, or a
+            closed port.
+    """
+
+    def __init__(self, server: SimulatorServer) -> None:
+        self.server = server
+        self.nonces: list[str] = []
+        self.passing: Callable[[], None] = lambda: None
+        DoorSigner.doors[server.port] = self
+
+
+class DoorSigner(StarkHmacSigner):
+    """Signs as ever, and tells the door of the request's port.
+
+    The signer is the last of ours that a request passes before it takes a connection: only from here
+    a port can be closed right before a given request, as no server sees one that it refuses.
+    """
+
+    doors: ClassVar[dict[int | None, Door]] = {}
+
+    def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
+        for signed in super().auth_flow(request):
+            door = self.doors[signed.url.port]
+            door.nonces.append(signed.headers["X-Stark-Nonce"])
+            door.passing()
+            yield signed
+
+
+# ---- tables at the end of a run -----------------------------------------------------------------
+
+_tables: dict[str, dict[str, dict[str, str]]] = {}
+
+
+def record_cell(table: str, row: str, column: str, outcome: str) -> None:
+    """Has `outcome` stand in a table that is printed after the last test."""
+    _tables.setdefault(table, {}).setdefault(row, {})[column] = outcome
+
+
+def tables() -> list[tuple[str, list[str]]]:
+    """The recorded tables as titles and lines. Columns are lettered, and the letters explained below."""
+    return [(title, _lines(rows)) for title, rows in _tables.items()]
+
+
+def _lines(rows: dict[str, dict[str, str]]) -> list[str]:
+    letters = {column: chr(ord("a") + number) for number, column in enumerate(_columns(rows))}
+    widths = {column: max(len(row.get(column, "-")) for row in rows.values()) for column in letters}
+    label = max(map(len, rows))
+    lines = ["  ".join([" " * label, *(letters[column].ljust(widths[column]) for column in letters)])]
+    for name, row in rows.items():
+        cells = (row.get(column, "-").ljust(widths[column]) for column in letters)
+        lines.append("  ".join([name.ljust(label), *cells]).rstrip())
+    return [*lines, *(f"{letter}  {column}" for column, letter in letters.items())]
+
+
+def _columns(rows: dict[str, dict[str, str]]) -> list[str]:
+    return list(dict.fromkeys(column for row in rows.values() for column in row))

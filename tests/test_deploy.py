@@ -295,41 +295,7 @@ async def test_a_skewed_clock_is_named(cloud: Cloud) -> None:
     assert "时钟偏差" in str(error)
 
 
-# ---- faults on the wire -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("call", "idempotency"),
-    [(call, True) for call in ("app", "deployments", "templates", "upgrade", "publish", "online", "status")]
-    + [("upgrade", False), ("publish", False)],
-)
-@pytest.mark.parametrize(
-    "fault",
-    [
-        {"kind": "reset_before"},
-        {"kind": "reset_after"},
-        {"kind": "status", "status": 500, "takes_effect": True},
-        {"kind": "status", "status": 503, "retry_after": "0"},
-        {"kind": "cut"},
-        {"kind": "html"},
-    ],
-    ids=lambda fault: fault["kind"] + str(fault.get("status", "")),
-)
-async def test_one_fault_anywhere_costs_a_try_and_nothing_twice(
-    make_cloud: Any, call: str, fault: dict[str, Any], idempotency: bool
-) -> None:
-    cloud = make_cloud(idempotency=idempotency, faults=[{**fault, "call": call, "nth": 1}])
-    assert (await release()).outcome is Outcome.RELEASED
-    assert [seen["fault"] for seen in cloud.requests if seen["fault"]] == [fault["kind"]]
-    assert writes(cloud) == ["template 1343170", "publish 1343170 to pub-bjwdt"]
-
-
-async def test_another_publish_that_is_running_is_waited_for(make_cloud: Any) -> None:
-    cloud = make_cloud(
-        faults=[{"call": "publish", "nth": 1, "kind": "status", "status": 409, "sub_code": 409001}]
-    )
-    assert (await release()).outcome is Outcome.RELEASED
-    assert writes(cloud) == ["template 1343170", "publish 1343170 to pub-bjwdt"]
+# ---- faults on the wire, beyond what test_every_fault walks --------------------------------------
 
 
 async def test_a_fault_that_stays_ends_the_step_with_its_own_error(cloud: Cloud) -> None:
@@ -339,13 +305,6 @@ async def test_a_fault_that_stays_ends_the_step_with_its_own_error(cloud: Cloud)
     assert "数据库错误" in str(error)
     assert len([seen for seen in cloud.requests if seen["call"] == "upgrade"]) == 6
     assert cloud.record == []
-
-
-async def test_retry_after_is_waited_for_before_the_next_try(cloud: Cloud) -> None:
-    cloud.faults({"kind": "status", "status": 429, "retry_after": "1", "call": "app", "nth": 1})
-    await release()
-    first, second = [seen["at"] for seen in cloud.requests if seen["call"] == "app"]
-    assert second - first >= 1 * 20  # simulated seconds pass twenty times as fast
 
 
 async def test_a_platform_that_asks_to_wait_too_long_ends_the_step(cloud: Cloud) -> None:

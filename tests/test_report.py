@@ -27,6 +27,7 @@ def result(**changes: object) -> ReleaseResult:
                 published=True,
                 template=1343170,
                 online=1343170,
+                online_known=True,
                 running=1,
                 template_before=1343100,
                 images_before={"qapm-home": "old:1"},
@@ -52,6 +53,20 @@ def test_a_release_is_told_with_what_changed_where() -> None:
     assert '<a href="http://127.0.0.1/runs/flow-run/0191">Flow run</a>' in page
 
 
+def test_a_publish_whose_answer_was_lost_is_told_as_unknown() -> None:
+    lost = ClusterResult(cluster="pub-bjyt", replicas=1, published=None, template_before=1343100)
+    page = html(render(result(outcome=Outcome.FAILED, clusters=[lost])))
+    row = page[page.index("<td>pub-bjyt</td>") :].split("</tr>")[0]
+    assert [cell.split("</td>")[0] for cell in row.split("<td>")[1:]] == [
+        "pub-bjyt",
+        "1343100",
+        "none or unknown",
+        "unknown",
+        "0 / 1",
+        "unknown",
+    ]
+
+
 def test_a_failure_says_first_what_went_wrong_and_what_to_do() -> None:
     error = ReleaseTimedOutError("after 95 s 1 pod is not ready")
     error.step = "wait for pods"
@@ -63,7 +78,9 @@ def test_a_failure_says_first_what_went_wrong_and_what_to_do() -> None:
 
 
 def test_a_cluster_that_was_not_published_keeps_its_template_in_the_report() -> None:
-    cluster = ClusterResult(cluster="c", replicas=1, template=6, template_before=5, online=5, running=1)
+    cluster = ClusterResult(
+        cluster="c", replicas=1, template=6, template_before=5, online=5, online_known=True, running=1
+    )
     page = html(render(result(outcome=Outcome.FAILED, clusters=[cluster])))
     row = ["c", "5", "6", "no", "0 / 1", "5, 1 Running"]
     assert "\n".join(f"<td>{cell}</td>" for cell in row) in page
@@ -71,7 +88,9 @@ def test_a_cluster_that_was_not_published_keeps_its_template_in_the_report() -> 
 
 def test_a_rollback_that_failed_is_said_first() -> None:
     clusters = [
-        ClusterResult(cluster="a", replicas=1, template=6, published=True, rolled_back=True, online=5),
+        ClusterResult(
+            cluster="a", replicas=1, template=6, published=True, rolled_back=True, online=5, online_known=True
+        ),
         ClusterResult(cluster="b", replicas=1, template=6, published=None, rolled_back=False),
     ]
     page = html(render(result(outcome=Outcome.FAILED, clusters=clusters)))

@@ -547,6 +547,7 @@ class ClusterResult(BaseModel):
     online: int | str | None = Field(
         default=None, description="The template online at the last look; null when none is or it is unknown."
     )
+    online_known: bool = Field(default=False, description="Whether the last look found out what is online.")
     running: int | None = Field(
         default=None, description="Pods of any template that were Running at the last look; null if unknown."
     )
@@ -557,7 +558,7 @@ class ClusterResult(BaseModel):
         """What the cluster runs by the last look, such as `pub-bjwdt runs template 5 (1 pod Running)`."""
         name = one_line(self.cluster, 60)
         if self.online is None:
-            return f"{name}: what is online is not known"
+            return f"{name}: {'nothing is online' if self.online_known else 'what is online is not known'}"
         pods = "pods not known" if self.running is None else f"{self.running} of {self.replicas} pods Running"
         return f"{name} has template {one_line(self.online, 40)} online ({pods})"
 

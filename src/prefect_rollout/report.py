@@ -121,9 +121,10 @@ def _cluster(cluster: ClusterResult) -> Sequence[str]:
 
 
 def _live(cluster: ClusterResult) -> str:
-    if cluster.online is None:
+    if not cluster.online_known:
         return "not looked at" if cluster.published is False else "unknown"
-    return f"{markdown(cluster.online)}, {'?' if cluster.running is None else cluster.running} Running"
+    online = "nothing" if cluster.online is None else markdown(cluster.online)
+    return f"{online}, {'?' if cluster.running is None else cluster.running} Running"
 
 
 def _id(template_id: int | str | None) -> str:

@@ -1,13 +1,15 @@
 """The simulated cloud on a real socket."""
 
+import asyncio
 import contextlib
 import os
 import shlex
 import socket
 import sys
 import threading
+from collections.abc import Coroutine
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import uvicorn
 
@@ -95,6 +97,18 @@ class SimulatorServer:
         self._server.should_exit = True
         self.wait(_START_OR_STOP_SECONDS)
 
+    def refuse(self) -> None:
+        """Has connections refused until `accept`, as while a cloud restarts; those that stand break."""
+        self._have(self._server.refuse())
+
+    def accept(self) -> None:
+        """Listens again on the same port, if it was refusing."""
+        if self._server.refusing:
+            self._have(self._server.startup([_listen(self.host, self.port)]))
+
+    def _have(self, done: Coroutine[Any, Any, None]) -> None:
+        asyncio.run_coroutine_threadsafe(done, self._server.loop).result(_START_OR_STOP_SECONDS)
+
     def wait(self, seconds: float) -> bool:
         """Waits for the server's end; says whether it has ended."""
         if self._thread is not None:
@@ -103,22 +117,37 @@ class SimulatorServer:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn, made to say when it listens and to wait for no open connection."""
+    """uvicorn, made to say when it listens, to refuse connections and to wait for no open one."""
+
+    loop: asyncio.AbstractEventLoop
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
         self.listening = threading.Event()
+        self.refusing = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        self.loop = asyncio.get_running_loop()
+        self.refusing = False
         self.listening.set()
+
+    async def refuse(self) -> None:
+        for server in self.servers:
+            server.close()
+        self._break_connections()
+        await asyncio.sleep(0)  # transports close their sockets in the loop's next round
+        self.refusing = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # A client that holds its connection, or a request that is never answered, must not delay it.
+        self._break_connections()
+        await super().shutdown(sockets)
+
+    def _break_connections(self) -> None:
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
-        await super().shutdown(sockets)
 
 
 def _listen(host: str, port: int) -> socket.socket:
