@@ -7,7 +7,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -224,12 +224,10 @@ async def watched(client: PrefectClient, run: FlowRun) -> UUID:
     )
 
 
-async def happened(client: PrefectClient, event: str, automation: UUID) -> bool:
+async def happened(client: PrefectClient, event: str, resource: str) -> bool:
     page = await client.read_events(
-        EventFilter(
-            event=EventNameFilter(name=[event]),
-            any_resource=EventAnyResourceFilter(id=[f"prefect.automation.{automation}"]),
-        )
+        EventFilter(event=EventNameFilter(name=[event]), any_resource=EventAnyResourceFilter(id=[resource])),
+        limit=1,
     )
     return bool(page.events)
 
@@ -258,7 +256,7 @@ async def test_every_kill_of_a_run_is_found_and_a_good_end_is_left_alone(
         await reaper.beat(client, run.id)
         refused = "prefect.automation.action.failed"
         end = time.monotonic() + 40
-        while not await happened(client, refused, automation):
+        while not await happened(client, refused, f"prefect.automation.{automation}"):
             assert time.monotonic() < end, "the automation has not acted"
             await asyncio.sleep(0.5)
         state = await ended(client, run)
@@ -362,22 +360,26 @@ async def test_the_automation_is_there_and_stays_off_where_it_was_switched_off(
 
 
 async def test_a_release_sweeps_up_what_was_killed_while_no_server_ran(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+    prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Silent for two seconds has to do, in place of the automation's 90 and Prefect's 60 more.
-    monkeypatch.setattr(reaper, "_BUFFER", timedelta(seconds=2 - 90))
     async with get_client() as client:
         await reaper.ensure(client)
         silent, alive = [
             await client.create_flow_run(deploy_latest_image, parameters=RELEASE, state=Running())
             for _ in range(2)
         ]
-        await asyncio.sleep(2.5)
+        await asyncio.sleep(0.5)
+        moment = datetime.now(UTC)
         await reaper.beat(client, alive.id)
-        end = time.monotonic() + 20
-        while not (swept := await reaper.sweep(client)):
-            assert time.monotonic() < end
-        assert [run.id for run in swept] == [silent.id]
+        end = time.monotonic() + 30
+        while not await happened(client, reaper.HEARTBEAT, f"prefect.flow-run.{alive.id}"):
+            assert time.monotonic() < end, "the heartbeat was not recorded"
+            await asyncio.sleep(0.2)
+        assert await reaper.sweep(client) == []  # neither has been silent for long
+
+        # As if they had, the one since a quarter of a second before the heartbeat of the other.
+        monkeypatch.setattr(reaper, "_BUFFER", datetime.now(UTC) - moment - timedelta(seconds=90 - 0.25))
+        assert [run.id for run in await reaper.sweep(client)] == [silent.id]
         assert (await ended(client, silent)).is_crashed()
         still = await client.read_flow_run(alive.id)
         assert still.state is not None

@@ -138,6 +138,12 @@ async def settle(flow_run_id: UUID | None, seconds: float = 10) -> None:
             runs = await client.read_task_runs(
                 flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
             )
-            if runs and all(run.state is not None and run.state.is_final() for run in runs):
+            # Those of an earlier try that was killed never end.
+            newest = max((run.flow_run_run_count for run in runs), default=0)
+            if runs and all(
+                run.state is not None and run.state.is_final()
+                for run in runs
+                if run.flow_run_run_count == newest
+            ):
                 return
             await asyncio.sleep(0.1)
