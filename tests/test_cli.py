@@ -7,6 +7,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import psutil
@@ -286,6 +287,38 @@ def test_a_killed_release_is_refused_while_it_counts_as_running_and_gone_on_with
     assert again.returncode == 2
     assert "ended well already" in again.stderr
     assert "Traceback" not in early.stderr + ended.stderr + again.stderr
+
+
+def test_a_release_cancelled_in_prefect_says_so_and_can_be_gone_on_with(
+    make_cloud: Any, prefect_server: str, tmp_path: Path
+) -> None:
+    cloud = make_cloud(speed=5)  # slow-start then takes longer than a cancel
+    variables = {**cloud.environment, "PREFECT_API_URL": prefect_server}
+    process = subprocess.Popen(
+        [
+            *(COMMAND, "deploy", "--app-id", "3290", "--deployment", "slow-start"),
+            *("--poll-seconds", "0.5", "--poll-attempts", "200"),
+        ],
+        env=environment(tmp_path, **variables),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    said = ""
+    while "wait for pods running" not in said:
+        said += (line := process.stderr.readline())
+        assert line, said
+    run_id = cloud.record[0]["idempotency_key"].partition(":")[0]
+    cancelling = {"state": {"type": "CANCELLING"}}
+    assert httpx.post(f"{prefect_server}/flow_runs/{run_id}/set_state", json=cancelling).is_success
+    said = process.stderr.read()
+    assert process.wait(60) == 1
+    assert "Cancelled in Prefect. Live now: pub-bjwdt has template 1343170" in said
+    assert "Traceback" not in said
+
+    ended = call("retry", run_id, home=tmp_path, variables=variables)
+    assert ended.returncode == 0, ended.stderr
+    assert [entry["kind"] for entry in cloud.record] == ["template", "publish"]
 
 
 def test_a_killed_release_of_the_embedded_api_is_offered_by_the_next_command_and_gone_on_with(

@@ -1,7 +1,7 @@
 """The command line: demo, simulate, configure, deploy, retry.
 
-Exit codes: 0 released, 1 failed, 2 wrong use or configuration, 3 timed out. Prefect is imported
-inside the commands that need it, so that `--help` answers at once.
+Exit codes: 0 released, 1 failed or cancelled, 2 wrong use or configuration, 3 timed out. Prefect is
+imported inside the commands that need it, so that `--help` answers at once.
 """
 
 import asyncio
@@ -15,7 +15,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 from uuid import UUID
 
 from cyclopts import App, CycloptsError, Parameter
@@ -26,13 +26,13 @@ from rich.prompt import Prompt
 from prefect_rollout import embedded
 from prefect_rollout.errors import ConfigurationError, InputError, ReleaseTimedOutError, RolloutError
 from prefect_rollout.live import LiveSteps
-from prefect_rollout.models import Outcome, ReleaseRequest, ReleaseResult
+from prefect_rollout.models import Action, Outcome, ReleaseRequest, ReleaseResult
 from prefect_rollout.text import one_line
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
-EXIT_CODES = {Outcome.RELEASED: 0, Outcome.FAILED: 1, Outcome.TIMED_OUT: 3}
+EXIT_CODES = {Outcome.RELEASED: 0, Outcome.FAILED: 1, Outcome.CANCELLED: 1, Outcome.TIMED_OUT: 3}
 WRONG_USE = 2
 
 err = Console(stderr=True, highlight=False)
@@ -275,7 +275,9 @@ async def _run_flow(request: ReleaseRequest) -> ReleaseResult:
 
 async def _result(state: "State[ReleaseResult]") -> ReleaseResult:
     await embedded.settle(state.state_details.flow_run_id)
-    return await state.aresult()
+    # Of a flow that was cancelled, the result is the state's data, and Prefect would raise in its place.
+    result: Any = await state.aresult(raise_on_failure=not state.is_cancelled())
+    return cast(ReleaseResult, result)
 
 
 def _end(result: ReleaseResult | None, error: RolloutError | None, stdout: TextIO | None) -> int:
@@ -283,6 +285,15 @@ def _end(result: ReleaseResult | None, error: RolloutError | None, stdout: TextI
     outcome = result.outcome if result else Outcome.FAILED
     if error:
         _complain(error)
+    elif result and outcome is Outcome.CANCELLED:
+        left = result.live or "nothing was written"
+        err.print(
+            f"Cancelled in Prefect. Live now: {one_line(left)}.", style="red", markup=False, soft_wrap=True
+        )
+    elif result and result.action is not Action.DEPLOY:
+        done = f"The {result.action.value} of {result.deployment} is done"
+        where = ", ".join(f"{c.cluster} {c.ready}/{c.replicas}" for c in result.clusters)
+        err.print(one_line(f"{done}: {where}."), style="green", markup=False, soft_wrap=True)
     elif result:
         ready = ", ".join(f"{c.cluster} {c.ready}/{c.replicas}" for c in result.clusters)
         err.print(
