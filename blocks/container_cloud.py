@@ -22,7 +22,7 @@ from prefect_rollout.blocks.target import TargetBlock
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.models import first_mistake
 from prefect_rollout.platforms.container_cloud import ContainerCloudClient, PathTable
-from prefect_rollout.settings import CloudEnvironment
+from prefect_rollout.settings import cloud_environment
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -159,7 +159,7 @@ class ContainerCloud(TargetBlock):
         Raises:
             ConfigurationError: only one half of the key is set, or a variable cannot be used.
         """
-        environment = CloudEnvironment()
+        environment = cloud_environment()
         fields = {"api_url", "key_id", "secret_key", "env", "registry_url"}
         given = environment.model_dump(include=fields, exclude_none=True)
         if not {"key_id", "secret_key"} & given.keys():
@@ -179,19 +179,17 @@ class ContainerCloud(TargetBlock):
         Raises:
             ConfigurationError: the signer or the CA file cannot be loaded.
         """
+        key_id, secret_key = self.key_id.get_secret_value(), self.secret_key.get_secret_value()
         try:
             factory = TypeAdapter(ImportString[Any]).validate_python(self.signer)
-            signer = factory(
-                key_id=self.key_id.get_secret_value(),
-                secret_key=self.secret_key.get_secret_value(),
-                env=self.env,
-            )
-        except (ValidationError, TypeError) as error:
+            signer = factory(key_id=key_id, secret_key=secret_key, env=self.env)
+        except Exception as error:  # noqa: BLE001 - whatever a class of someone else's raises
             raise ConfigurationError(
-                f"signer: {self.signer!r} cannot be imported and called with key_id, secret_key and env",
+                f"signer: {self.signer!r} cannot be imported and called with key_id, secret_key and env: "
+                f"{type(error).__name__}",
                 advice="Name a class as package.module:Class that is installed where releases run.",
                 field="signer",
-            ) from error
+            ) from None  # its own text may hold the key
         if not isinstance(signer, httpx.Auth):
             raise ConfigurationError(
                 f"signer: {self.signer!r} does not make an httpx.Auth",
@@ -201,6 +199,7 @@ class ContainerCloud(TargetBlock):
         return ContainerCloudClient(
             self.api_url,
             signer=signer,
+            secrets=(key_id, secret_key),
             paths=PathTable.model_validate(self.paths),
             ca_file=self.ca_file,
             registry_url=self.registry_url,

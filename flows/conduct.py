@@ -21,6 +21,7 @@ from prefect_rollout.errors import (
     ClusterNotFoundError,
     NoTemplateError,
     PlatformError,
+    ReleaseCancelledError,
     ReleaseError,
     ReleaseTimedOutError,
     RollbackFailedError,
@@ -322,11 +323,9 @@ async def conduct(
 ) -> ReleaseResult:
     """Runs `work` under the guard, and tells in every case how it ended.
 
-    A flow that was cancelled in Prefect returns the state Cancelled with the result as its data, which
-    its caller never sees: Prefect raises `CancelledRun` there.
-
     Raises:
-        RolloutError: what ended it; `error.result` is the result so far.
+        ReleaseCancelledError: it was cancelled in Prefect or by Ctrl-C; the run's state is Cancelled.
+        RolloutError: what else ended it; `error.result` is the result so far.
     """
     run_id = UUID(str(prefect.runtime.flow_run.id))
     result = ReleaseResult(
@@ -344,6 +343,7 @@ async def conduct(
             result.seconds[progress.step] = round(total, 3)
 
     guard: Guard | None = None
+    run: Run | None = None
     try:
         with listening(note_seconds):
             async with watching(run_id) as guard, open_target(request.target) as platform:
@@ -357,13 +357,17 @@ async def conduct(
         raise
     except (asyncio.CancelledError, TerminationSignal):
         result.outcome = Outcome.CANCELLED
+        why = guard.cancelled if guard else None
+        stopped = ReleaseCancelledError(why or "its process was told to end")
+        stopped.live = result.live if run and run.wrote else "as before, nothing was written"
+        stopped.result, result.error = result, stopped.to_dict()
         await _leave_report(result)
         current = asyncio.current_task()
-        if guard is None or guard.cancelled is None or current is None:
-            raise
+        if why is None or current is None:
+            raise  # Prefect says how: Crashed, or Cancelled by the worker that ends the process
         current.uncancel()
-        live = f" Live now: {result.live}." if result.clusters else " Nothing was written."
-        state: State[ReleaseResult] = Cancelled(data=result, message=f"{one_line(guard.cancelled)}.{live}")
+        # A flow that returns a state ends in it, and its caller gets the error that the state holds.
+        state: State[ReleaseResult] = Cancelled(data=stopped, message=str(stopped))
         return cast(ReleaseResult, state)
     result.outcome = Outcome.RELEASED
     await report(result)

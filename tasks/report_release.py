@@ -8,7 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect_rollout.models import ReleaseResult
 from prefect_rollout.report import render
 from prefect_rollout.tasks.step import step
-from prefect_rollout.text import one_line
+from prefect_rollout.text import markdown
 
 
 @step("report release", "report {result.deployment} {result.outcome.value}", cache_policy=NO_CACHE)
@@ -21,7 +21,7 @@ async def report_release(result: ReleaseResult) -> ReleaseResult:
     await acreate_markdown_artifact(
         render(result),
         key=artifact_key(result),
-        description=f"{one_line(result.deployment, 80)}: {result.outcome.value}",
+        description=f"{markdown(result.deployment, 80)}: {result.outcome.value}",
     )
     return result
 

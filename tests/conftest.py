@@ -28,6 +28,7 @@ os.environ |= {
 
 import httpx  # noqa: E402
 import pytest  # noqa: E402
+from prefect.events.worker import EventsWorker  # noqa: E402
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
 from prefect_rollout.simulator import Scenario, SimulatorServer  # noqa: E402
@@ -55,6 +56,8 @@ def prefect_server() -> Iterator[str]:
                 time.sleep(0.2)
         yield url
     finally:
+        # What is still to be sent would wait for the server long after it is gone.
+        EventsWorker.drain_all(timeout=10)
         server.terminate()
         server.wait(30)
         log.close()

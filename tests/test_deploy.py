@@ -21,6 +21,7 @@ from prefect.states import AwaitingRetry
 from pydantic import SecretStr
 
 from prefect_rollout.blocks import ContainerCloud
+from prefect_rollout.diagnosis import Category
 from prefect_rollout.errors import (
     AppNotFoundError,
     AuthenticationError,
@@ -381,7 +382,9 @@ async def test_a_time_out_names_the_pods_that_wait(cloud: Cloud) -> None:
     waiting = error.data["not_ready"]["pub-bjwdt"]
     pending = [pod["pod"] for pod in waiting if pod["state"] == "Pending"]
     assert pending
-    assert f"{pending[0]}: Pending" in str(error)
+    assert f"{pending[0]}: ErrImagePull" in str(error)
+    assert error.diagnosis.category is Category.IMAGE_PULL_ERROR
+    assert error.diagnosis.pod in pending
 
 
 async def test_a_refused_quota_is_a_failure_with_the_clouds_words(cloud: Cloud) -> None:
@@ -468,7 +471,7 @@ async def test_a_failed_run_that_is_retried_goes_on_where_it_stopped(cloud: Clou
     ]
     again = [seen["call"] for seen in cloud.requests][len(before) :]
     assert again[:3] == ["online", "status", "publish"]
-    assert set(again[3:]) == {"status"}
+    assert set(again[3:]) == {"online", "status"}  # is what was published still online? then the polls
 
 
 @pytest.mark.parametrize(

@@ -1,15 +1,25 @@
 """`prefect.yaml`, as an operator applies it: deploy, a process worker, a run from the API."""
 
+import asyncio
 import os
 import subprocess
+import sys
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
+from uuid import UUID
 
 import httpx
+import pytest
 import yaml
 from prefect import get_client
+from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.deployments import arun_deployment
+from prefect.exceptions import ObjectNotFound
+from prefect.states import Cancelling
 
+from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.models import ReleaseResult
 from support import BIN, Cloud, prefect
 
@@ -39,20 +49,7 @@ async def test_the_deployment_is_applied_and_a_worker_releases_with_it(
     properties = (deployment.parameter_openapi_schema or {})["properties"]
     assert [name for name, field in properties.items() if not field["description"].endswith(".")] == []
 
-    # The worker's machine has the credentials in its environment, and nothing of this repository but
-    # the installed package.
-    worker = subprocess.Popen(  # noqa: ASYNC220 - it outlives the call
-        [BIN / "prefect", "worker", "start", "--pool", "rollout", "--limit", "1"],
-        env={
-            **os.environ,
-            **cloud.environment,
-            "PREFECT_API_URL": prefect_api,
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
-        },
-        cwd=tmp_path,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = worker(prefect_api, tmp_path, cloud.environment)
     try:
         run = await arun_deployment(
             "deploy-latest-image/deploy-latest-image",
@@ -61,14 +58,115 @@ async def test_the_deployment_is_applied_and_a_worker_releases_with_it(
             poll_interval=0.5,
         )
     finally:
-        worker.terminate()
-        worker.wait(30)
+        process.terminate()
+        process.wait(30)
     assert run.state is not None
     assert run.state.is_completed(), run.state.message
     result = await run.state.aresult()
     assert isinstance(result, ReleaseResult)
     assert (result.outcome, result.template_id) == ("released", 1343170)
     assert len(cloud.record) == 2
+
+
+def worker(server: str, home: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    # Its machine has the credentials in its environment, and nothing of this repository but the
+    # installed package.
+    return subprocess.Popen(
+        [BIN / "prefect", "worker", "start", "--pool", "rollout", "--limit", "1"],
+        env={
+            **os.environ,
+            **environment,
+            "PREFECT_API_URL": server,
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+        },
+        cwd=home,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+SERVE = """
+from prefect import serve
+from prefect_rollout.flows import deploy_latest_image
+serve(deploy_latest_image.to_deployment("served"), query_seconds=1)
+"""
+
+
+def served(server: str, home: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-c", SERVE],
+        env={**os.environ, **environment, "PREFECT_API_URL": server},
+        cwd=home,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.parametrize(("runner", "name"), [(worker, "deploy-latest-image"), (served, "served")])
+async def test_a_release_that_is_cancelled_in_the_ui_stops_before_its_next_write(
+    make_cloud: Any, prefect_api: str, tmp_path: Path, runner: Any, name: str
+) -> None:
+    cloud = make_cloud(speed=1)
+    if runner is worker:
+        prefect(prefect_api, "work-pool", "create", "rollout", "--type", "process", "--overwrite")
+        prefect(prefect_api, "--no-prompt", "deploy", "--all")
+    parameters: dict[str, Any] = {
+        "app_id": 3290,
+        "deployment": "qapm-api",
+        "poll_seconds": 0.2,
+        "poll_attempts": 1000,
+        "order": "one-by-one",
+    }
+    process = runner(prefect_api, tmp_path, cloud.environment)
+    try:
+        async with get_client() as client:
+            await eventually(lambda: _deployed(client, f"deploy-latest-image/{name}"))
+            run = await arun_deployment(f"deploy-latest-image/{name}", parameters=parameters, timeout=0)
+            await eventually(lambda: _published(cloud))
+            # What the UI's Cancel and `prefect flow-run cancel` do.
+            await client.set_flow_run_state(run.id, Cancelling())
+            await eventually(lambda: _ended(client, run.id))
+            ended = await client.read_flow_run(run.id)
+            assert ended.state is not None
+            assert ended.state.is_cancelled(), ended.state
+            artifacts = await client.read_artifacts(
+                artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+            )
+        (report,) = [str(artifact.data) for artifact in artifacts if artifact.type == "markdown"]
+        assert "qapm-api was cancelled" in report
+        assert "1343170," in report  # what pub-bjwdt has online now
+        assert [entry["cluster"] for entry in cloud.record] == [None, "pub-bjwdt"]
+        # The lock is free at once, and the old run writes nothing more.
+        result = await deploy_latest_image(**{**parameters, "order": "together"}, lock_wait_seconds=0)
+        assert result.outcome == "released"
+        assert [entry["template"] for entry in cloud.record[2:]] == [1343171] * 3
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
+    """Waits for a condition that another process brings about."""
+    async with asyncio.timeout(seconds):
+        while not await condition():  # noqa: ASYNC110 - it comes true elsewhere
+            await asyncio.sleep(0.1)
+
+
+async def _published(cloud: Cloud) -> bool:
+    return any(entry["kind"] == "publish" for entry in cloud.record)
+
+
+async def _ended(client: Any, run_id: UUID) -> bool:
+    state = (await client.read_flow_run(run_id)).state
+    return state is not None and state.is_final()
+
+
+async def _deployed(client: Any, name: str) -> bool:
+    try:
+        await client.read_deployment_by_name(name)
+    except ObjectNotFound:
+        return False
+    return True
 
 
 def test_the_server_takes_only_parameters_that_fit(prefect_server: str) -> None:

@@ -9,8 +9,13 @@ from prefect_rollout.errors import (
     DeploymentNotFoundError,
     OverloadedError,
     PlatformError,
+    ReleaseError,
+    ReleaseFailedError,
+    ReleaseTimedOutError,
     RolloutError,
 )
+from prefect_rollout.models import ClusterStatus
+from prefect_rollout.verdict import Expected, Look, judge
 
 TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, RolloutError)]
 
@@ -55,3 +60,28 @@ def test_near_names_are_listed_and_kept() -> None:
     assert str(error) == "there is no deployment 'qapm-hom' in app 3290. There are: qapm-home, qapm-api."
     assert error.data["known"] == ["qapm-home", "qapm-api"]
     assert "There is: web." in str(ContainerNotFoundError.named("wob", ["web"]))
+
+
+@pytest.mark.parametrize("kind", TREE)
+def test_every_error_carries_a_diagnosis(kind: type[RolloutError]) -> None:
+    told = kind("something is wrong", cluster="pub-bjwdt").to_dict()["diagnosis"]
+    assert told["category"] == kind.category
+    assert (told["summary"], told["cluster"]) == ("something is wrong", "pub-bjwdt")
+    assert told["resolution"] == kind.advice
+
+
+@pytest.mark.parametrize("kind", [ReleaseFailedError, ReleaseTimedOutError])
+def test_a_release_error_tells_its_verdicts_diagnosis(kind: type[ReleaseError]) -> None:
+    pod = {"name": "web-1", "state": "InvalidImageName", "templateId": 2}
+    status = ClusterStatus.model_validate({"cluster": "east", "pods": [pod]})
+    error = kind("0 of 1 new pods ready in east", advice="Correct the image's name.")
+    error.verdict = judge(
+        [Expected(cluster="east", template_id=2, replicas=1)], Look(at=0, clusters={"east": status})
+    )
+    assert error.diagnosis is error.verdict.diagnosis
+    assert error.to_dict()["diagnosis"]["pod"] == "web-1"
+    assert str(error) == (
+        "0 of 1 new pods ready in east. InvalidImageName: web-1 in east: InvalidImageName. "
+        "Correct the image's name."
+    )
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)

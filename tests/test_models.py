@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from prefect_rollout.errors import InputError, MetaDataError, UnreadableTemplateError
 from prefect_rollout.models import (
@@ -75,6 +75,32 @@ def test_what_a_release_keeps_of_a_template_is_its_images_and_a_digest_of_the_re
     assert other_image.digest == one.digest
     assert version(article("template").replace("330m", "500m")).digest != one.digest
     assert "330m" not in one.model_dump_json()
+
+
+@pytest.mark.parametrize("count", [True, "1", -1, 1.5, [], {}])
+def test_what_is_no_restart_count_is_absent(count: object) -> None:
+    payload = {"pods": [{"name": "p", "containerStatus": [{"name": "web", "restartCount": count}, None]}]}
+    [pod] = ClusterStatus.model_validate(payload).pods or []
+    assert pod.container_status is not None
+    assert [each and each.restart_count for each in pod.container_status] == [None, None]
+
+
+def test_fields_that_a_poll_can_do_without_may_be_of_any_type() -> None:
+    odd = {"podIp": 7, "startTime": [], "nodeName": {}, "namespace": 1, "reason": 2, "containerStatus": "x"}
+    status = ClusterStatus.model_validate(
+        {"pods": [{"name": "p", "state": "Running", **odd}], "deployment": {"podState": "none"}}
+    )
+    assert status.pods is not None
+    assert (status.pods[0].pod_ip, status.pods[0].node_name, status.pods[0].reason) == (None, None, None)
+    assert status.deployment is not None
+    assert status.deployment.pod_state is None
+
+
+@pytest.mark.parametrize("field", ["generation", "observedGeneration", "updatedReplicas"])
+@pytest.mark.parametrize("value", [True, "1", -1])
+def test_a_revision_that_cannot_be_read_is_never_taken_for_agreement(field: str, value: object) -> None:
+    with pytest.raises(ValidationError):
+        ClusterStatus.model_validate({"pods": [], field: value})
 
 
 def test_the_clusters_own_replica_goes_before_the_older_place() -> None:

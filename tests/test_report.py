@@ -1,7 +1,8 @@
+import pytest
 from markdown_it import MarkdownIt
 
 from prefect_rollout.errors import ReleaseTimedOutError
-from prefect_rollout.models import ClusterResult, Outcome, Pod, ReleaseResult
+from prefect_rollout.models import Action, ClusterResult, Outcome, Pod, ReleaseResult
 from prefect_rollout.report import render
 from prefect_rollout.tasks.report_release import artifact_key
 
@@ -24,6 +25,9 @@ def result(**changes: object) -> ReleaseResult:
                 replicas=1,
                 ready=1,
                 published=True,
+                template=1343170,
+                online=1343170,
+                running=1,
                 template_before=1343100,
                 images_before={"qapm-home": "old:1"},
                 pods=[Pod(name="qapm-home-x", state="Running", node_name="n17")],
@@ -59,9 +63,33 @@ def test_a_failure_says_first_what_went_wrong_and_what_to_do() -> None:
 
 
 def test_a_cluster_that_was_not_published_keeps_its_template_in_the_report() -> None:
-    cluster = ClusterResult(cluster="c", replicas=1, template_before=5)
+    cluster = ClusterResult(cluster="c", replicas=1, template=6, template_before=5, online=5, running=1)
     page = html(render(result(outcome=Outcome.FAILED, clusters=[cluster])))
-    assert "<td>c</td>\n<td>5</td>\n<td>5</td>\n<td>no</td>" in page
+    row = ["c", "5", "6", "no", "0 / 1", "5, 1 Running"]
+    assert "\n".join(f"<td>{cell}</td>" for cell in row) in page
+
+
+def test_a_rollback_that_failed_is_said_first() -> None:
+    clusters = [
+        ClusterResult(cluster="a", replicas=1, template=6, published=True, rolled_back=True, online=5),
+        ClusterResult(cluster="b", replicas=1, template=6, published=None, rolled_back=False),
+    ]
+    page = html(render(result(outcome=Outcome.FAILED, clusters=clusters)))
+    assert page.startswith("<h1>🚨 ROLLBACK FAILED: qapm-home</h1>")
+    assert "<td>yes, rolled back</td>" in page
+    assert "<td>unknown, rollback failed</td>\n<td>0 / 1</td>\n<td>unknown</td>" in page
+
+
+@pytest.mark.parametrize(
+    ("action", "outcome", "title"),
+    [
+        (Action.ROLLBACK, Outcome.RELEASED, "✅ qapm-home is rolled back"),
+        (Action.RESTART, Outcome.TIMED_OUT, "❌ qapm-home timed out: not restarted"),
+        (Action.DEPLOY, Outcome.CANCELLED, "⏹ qapm-home was cancelled: not released"),
+    ],
+)
+def test_the_title_says_what_was_done_and_how_it_ended(action: Action, outcome: Outcome, title: str) -> None:
+    assert f"<h1>{title}</h1>" in html(render(result(action=action, outcome=outcome)))
 
 
 def test_what_others_wrote_is_shown_as_words() -> None:
@@ -72,6 +100,16 @@ def test_what_others_wrote_is_shown_as_words() -> None:
     assert "<img" not in page
     assert "javascript:b" not in [part.split('"')[0] for part in page.split('href="')[1:]]
     assert "<td>**c**</td>" in page
+
+
+def test_addresses_of_a_block_cannot_become_anything_else_than_links() -> None:
+    links = {"A": "https://a.b/c d)<b>x</b>", "B": "javascript://a%0aalert(1)", "C": "http://[::1]:4200/runs"}
+    page = html(render(result(links=links))).split("<p>")[-1]
+    assert page.count("<a ") == 2
+    assert '<a href="https://a.b/c%20d%29%3Cb%3Ex%3C/b%3E">A</a>' in page
+    assert "B: <code>javascript://a%0aalert(1)</code>" in page
+    assert ">C</a>" in page
+    assert "<b>" not in page
 
 
 def test_hundreds_of_pods_are_counted_not_listed() -> None:

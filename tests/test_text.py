@@ -1,8 +1,14 @@
-from hypothesis import given
+import base64
+import json
+from typing import Any
+from urllib.parse import quote, quote_plus
+
+import pytest
+from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from prefect_rollout.text import markdown, one_line
+from prefect_rollout.text import json_line, markdown, masked, one_line
 
 
 def test_chinese_stays_as_it_is() -> None:
@@ -28,9 +34,69 @@ def test_escape_sequences_and_direction_marks_are_taken_out() -> None:
     assert one_line("a\x1b[31mb\u202ec\x00") == "a�[31mb�c�"
 
 
-@given(st.text(alphabet="<>&*_`[]()#|\\!~+-. \nahtps:/", max_size=60))
+@given(st.text(alphabet="<>&*_`[]()#|\\!~+-. \nahtps:/w@", max_size=60))
+@example("http://a.com www.a.com a@a.com //a.com a.com ftp://a.com")
 def test_no_text_becomes_markup_in_a_table_cell(text: str) -> None:
     table = f"| head |\n| --- |\n| x{markdown(text)} |\n"
-    html = MarkdownIt("commonmark", {"html": True}).enable("table").render(table)
-    body = html.split("<tbody>")[1]
+    html = MarkdownIt("gfm-like", {"html": True}).render(table)
+    body = html.split("<tbody>")[1].replace("<code>", "").replace("</code>", "")
     assert body.count("<") == len(["<tr>", "<td>", "</td>", "</tr>", "</tbody>", "</table>"])
+
+
+def test_an_address_is_shown_and_leads_nowhere() -> None:
+    assert markdown("see http://a.b/c|d, or www.a.b!") == r"see `http://a.b/c`\|d, or `www.a.b!`"
+    assert markdown("harbor.qihoo.net/x_y:1.2") == r"harbor\.qihoo\.net/x\_y:1\.2"
+
+
+@given(st.recursive(st.text(), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
+@example("\x1b[31m\x9b2J\u202e\u2028\x85\U000e0001\ud800")
+def test_json_is_one_line_that_steers_no_terminal_and_keeps_the_data(value: object) -> None:
+    line = json_line(value)
+    assert line.isprintable()
+    assert json.loads(line) == value
+
+
+def test_json_keeps_chinese_readable() -> None:
+    assert json_line({"reason": "首次发布"}) == '{"reason": "首次发布"}'
+
+
+SECRET = 'é/+" %密s3cretS3cret'
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        SECRET,
+        json.dumps(SECRET),
+        json.dumps(SECRET, ensure_ascii=False),
+        quote(SECRET),
+        quote(SECRET, safe=""),
+        quote_plus(SECRET),
+        quote(SECRET).lower(),
+        SECRET.encode().hex(),
+    ],
+)
+def test_a_secret_is_masked_in_each_form(form: str) -> None:
+    shown = masked(f"before {form} after", ["other", SECRET])
+    assert "s3cret" not in shown
+    assert SECRET.encode().hex() not in shown
+    assert "********" in shown
+    assert shown.startswith("before ")
+    assert shown.endswith(" after")
+
+
+@pytest.mark.parametrize("around", ["", "x", "xy", "xyz"])
+@pytest.mark.parametrize("encode", [base64.b64encode, base64.urlsafe_b64encode])
+def test_a_secret_is_masked_in_base64_wherever_it_begins(around: str, encode: Any) -> None:
+    text = encode(f"{around}{SECRET}{around}".encode()).decode()
+    shown = masked(text, [SECRET])
+    assert "********" in shown
+    assert len(shown.replace("********", "")) <= 4 * (2 * len(around) + 3)
+
+
+def test_a_key_id_within_the_secret_leaves_nothing_of_it() -> None:
+    assert masked("a key-and-more b", ["key", "key-and-more"]) == "a ******** b"
+
+
+def test_nothing_is_masked_where_nothing_is_secret() -> None:
+    assert masked("配额不足", ["", "s3cret"]) == "配额不足"

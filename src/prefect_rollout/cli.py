@@ -1,11 +1,11 @@
-"""The command line: demo, simulate, configure, deploy, retry.
+"""The command line: demo, simulate, configure; deploy, rollback, restart, scale, retry.
 
-Exit codes: 0 released, 1 failed or cancelled, 2 wrong use or configuration, 3 timed out. Prefect is
+Exit codes: 0 released, 1 failed, 2 wrong use or configuration, 3 timed out, 130 cancelled. Prefect is
 imported inside the commands that need it, so that `--help` answers at once.
 """
 
 import asyncio
-import json
+import contextlib
 import os
 import shlex
 import shutil
@@ -13,9 +13,10 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 from uuid import UUID
 
 from cyclopts import App, CycloptsError, Parameter
@@ -24,18 +25,33 @@ from rich.console import Console
 from rich.prompt import Prompt
 
 from prefect_rollout import embedded
-from prefect_rollout.errors import ConfigurationError, InputError, ReleaseTimedOutError, RolloutError
+from prefect_rollout.errors import (
+    ConfigurationError,
+    InputError,
+    ReleaseCancelledError,
+    ReleaseTimedOutError,
+    RolloutError,
+)
 from prefect_rollout.live import LiveSteps
-from prefect_rollout.models import Action, Outcome, ReleaseRequest, ReleaseResult
-from prefect_rollout.text import one_line
+from prefect_rollout.models import (
+    Action,
+    Outcome,
+    ReleaseRequest,
+    ReleaseResult,
+    Request,
+    RollbackRequest,
+    ScaleRequest,
+)
+from prefect_rollout.text import json_line, one_line
 
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
-EXIT_CODES = {Outcome.RELEASED: 0, Outcome.FAILED: 1, Outcome.CANCELLED: 1, Outcome.TIMED_OUT: 3}
+EXIT_CODES = {Outcome.RELEASED: 0, Outcome.FAILED: 1, Outcome.TIMED_OUT: 3, Outcome.CANCELLED: 130}
 WRONG_USE = 2
 
-err = Console(stderr=True, highlight=False)
+# Without emoji: the tag in an image's name such as r/app:bug:1 is no picture.
+err = Console(stderr=True, highlight=False, emoji=False)
 
 app = App(
     name="prefect-rollout",
@@ -62,7 +78,7 @@ def demo() -> int:
         err.print(f"A simulated container cloud answers on {cloud.url}.")
         err.print("Releasing the deployment qapm-home of app 3290 with Prefect's embedded API.")
         request = ReleaseRequest.of(app_id=3290, deployment="qapm-home", reason="demo")
-        code = _release(request)
+        code = _conduct(lambda: _run_flow("deploy_latest_image", request), None)
     home = shlex.quote(str(embedded.DEMO_HOME))
     ours, prefect = _command("prefect-rollout"), _command("prefect")
     for line in (
@@ -110,9 +126,9 @@ def configure(
 ) -> int:
     """Save a container-cloud block from K8S_… variables or from prompts, once one read with it succeeds."""
     embedded.prepare()
-    from prefect_rollout.settings import CloudEnvironment
+    from prefect_rollout.settings import cloud_environment
 
-    environment = CloudEnvironment()
+    environment = cloud_environment()
     if not environment.api_url:
         os.environ["K8S_API_URL"] = _ask("K8S_API_URL", "Address of the cloud", "https://k8s.qihoo.net")
     if not environment.key_id:
@@ -147,53 +163,108 @@ async def _configure(name: str, app_id: str) -> None:
     err.print(f"Saved the block container-cloud/{name} in {embedded.api_in_use()}.", soft_wrap=True)
 
 
+AsJson = Annotated[
+    bool,
+    Parameter(
+        name="--json", help="Print the result on standard output, as one JSON object alone.", negative=""
+    ),
+]
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class Common:
+    """What every command that changes a deployment is asked."""
+
+    app_id: Annotated[str, Parameter(env_var="K8S_APP_ID", help="Id of the app.")]
+    deployment: Annotated[str, Parameter(env_var="K8S_DEPLOY_NAME", help="Exact name of the deployment.")]
+    target: Annotated[str, Parameter(help="Block with the credentials: type-slug/name.")] = (
+        "container-cloud/default"
+    )
+    cluster: Annotated[
+        list[str] | None, Parameter(help="Only this cluster; may be repeated.", negative="")
+    ] = None
+    reason: Annotated[str, Parameter(help="Why; kept in the report, and in the template's description.")] = ""
+    order: Annotated[
+        Literal["together", "one-by-one"],
+        Parameter(help="All clusters and then watch, or each when the one before is ready."),
+    ] = "together"
+    canary: Annotated[str | None, Parameter(help="Cluster that goes before all others.")] = None
+    pause_seconds: Annotated[
+        float, Parameter(help="Seconds between a cluster's being ready and the next.")
+    ] = 0
+    poll_seconds: Annotated[float, Parameter(help="Seconds between looks at the pods.")] = 5
+    poll_attempts: Annotated[int, Parameter(help="Looks before it counts as timed out.")] = 20
+    grace_seconds: Annotated[
+        float, Parameter(help="Seconds that a new pod may be in trouble before it has failed.")
+    ] = 30
+    lock_wait_seconds: Annotated[
+        float, Parameter(help="Seconds to wait for another release of the deployment; 0 refuses at once.")
+    ] = 600
+
+    def values(self) -> dict[str, Any]:
+        """The flow's parameters."""
+        given = asdict(self)
+        given["clusters"] = given.pop("cluster")
+        return given
+
+
 @app.command
 def deploy(
+    common: Common,
     *,
-    app_id: Annotated[str, Parameter(env_var="K8S_APP_ID", help="Id of the app.")],
-    deployment: Annotated[str, Parameter(env_var="K8S_DEPLOY_NAME", help="Exact name of the deployment.")],
     template_id: Annotated[
         str | None,
         Parameter(env_var="K8S_TEMPLATE_ID", help="Template to release from; the newest if not given."),
-    ] = None,
-    target: Annotated[
-        str, Parameter(help="Block with the credentials: type-slug/name.")
-    ] = "container-cloud/default",
-    cluster: Annotated[
-        list[str] | None, Parameter(help="Release only this cluster; may be repeated.", negative="")
     ] = None,
     image: Annotated[
         list[str] | None,
         Parameter(help="container=image, in place of the template's; may be repeated.", negative=""),
     ] = None,
-    reason: Annotated[str, Parameter(help="Why; kept in the template's description.")] = "",
-    poll_seconds: Annotated[float, Parameter(help="Seconds between looks at the pods.")] = 5,
-    poll_attempts: Annotated[int, Parameter(help="Looks before the release counts as timed out.")] = 20,
-    as_json: Annotated[
-        bool,
-        Parameter(
-            name="--json", help="Print the result on standard output, as one JSON object alone.", negative=""
-        ),
-    ] = False,
+    on_failure: Annotated[
+        Literal["stop", "rollback"],
+        Parameter(help="Leave everything as it is, or put back every cluster that was touched."),
+    ] = "stop",
+    as_json: AsJson = False,
 ) -> int:
     """Release a deployment in this process, against the Prefect API that is configured or an embedded one."""
-    embedded.prepare()
-    with _stdout_for_json(as_json) as stdout:
-        try:
-            request = ReleaseRequest.of(
-                app_id=app_id,
-                deployment=deployment,
-                template_id=template_id,
-                target=target,
-                clusters=cluster,
-                images=_images(image),
-                reason=reason,
-                poll_seconds=poll_seconds,
-                poll_attempts=poll_attempts,
-            )
-        except InputError as error:
-            return _end(None, error, stdout)
-        return _release(request, stdout)
+    return _run(
+        "deploy_latest_image",
+        lambda: ReleaseRequest.of(
+            **common.values(), template_id=template_id, images=_images(image), on_failure=on_failure
+        ),
+        as_json,
+    )
+
+
+@app.command
+def rollback(
+    common: Common,
+    *,
+    to_template: Annotated[
+        str | None, Parameter(help="Template to go back to; each cluster's previous one if not given.")
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Put a deployment back to what was online in each cluster before what is now."""
+    return _run("rollback", lambda: RollbackRequest.of(**common.values(), to_template=to_template), as_json)
+
+
+@app.command
+def restart(common: Common, *, as_json: AsJson = False) -> int:
+    """Have a deployment's pods replaced by new ones of the same template."""
+    return _run("restart", lambda: Request.of(**common.values()), as_json)
+
+
+@app.command
+def scale(
+    common: Common,
+    *,
+    replicas: Annotated[int, Parameter(help="Pods in each cluster, 1 to 32.")],
+    as_json: AsJson = False,
+) -> int:
+    """Change how many pods a deployment has in each cluster, until its next release."""
+    return _run("scale", lambda: ScaleRequest.of(**common.values(), replicas=replicas), as_json)
 
 
 @app.command
@@ -201,12 +272,7 @@ def retry(
     run_id: Annotated[str, Parameter(help="Id of the flow run.")],
     /,
     *,
-    as_json: Annotated[
-        bool,
-        Parameter(
-            name="--json", help="Print the result on standard output, as one JSON object alone.", negative=""
-        ),
-    ] = False,
+    as_json: AsJson = False,
 ) -> int:
     """Go on, in this process, with a run that failed, timed out, crashed or was cancelled."""
     embedded.prepare()
@@ -237,8 +303,15 @@ def _images(given: list[str] | None) -> dict[str, str] | None:
     return images or None
 
 
-def _release(request: ReleaseRequest, stdout: TextIO | None = None) -> int:
-    return _conduct(lambda: _run_flow(request), stdout)
+def _run(flow: str, request: Callable[[], Request], as_json: bool) -> int:
+    """Runs the flow of that name, once what it is asked has been checked."""
+    embedded.prepare()
+    with _stdout_for_json(as_json) as stdout:
+        try:
+            asked = request()
+        except InputError as error:
+            return _end(None, error, stdout)
+        return _conduct(lambda: _run_flow(flow, asked), stdout)
 
 
 def _conduct(work: Callable[[], Coroutine[Any, Any, ReleaseResult]], stdout: TextIO | None) -> int:
@@ -259,7 +332,7 @@ def _conduct(work: Callable[[], Coroutine[Any, Any, ReleaseResult]], stdout: Tex
                 soft_wrap=True,
             )
         with LiveSteps(err).showing():
-            result = asyncio.run(work())
+            result = asyncio.run(_cancelled_by_ctrl_c(work()))
     except RolloutError as failure:
         result, error = failure.result, failure
     except TerminationSignal as signalled:  # Prefect's word for SIGTERM
@@ -267,17 +340,33 @@ def _conduct(work: Callable[[], Coroutine[Any, Any, ReleaseResult]], stdout: Tex
     return _end(result, error, stdout)
 
 
-async def _run_flow(request: ReleaseRequest) -> ReleaseResult:
-    from prefect_rollout.flows import deploy_latest_image
+async def _cancelled_by_ctrl_c(work: Coroutine[Any, Any, ReleaseResult]) -> ReleaseResult:
+    """`work`; the first Ctrl-C cancels the release in good order, a second one ends it at once."""
+    from prefect_rollout import guard
 
-    return await _result(await deploy_latest_image(**request.model_dump(), return_state=True))
+    def cancel() -> None:
+        loop.remove_signal_handler(signal.SIGINT)
+        if guard.cancel_all("cancelled by Ctrl-C"):
+            err.print("\nCancelling, and looking at what is live. Ctrl-C again ends it at once.")
+        else:
+            task.cancel()
+
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+    with contextlib.suppress(NotImplementedError):  # Windows, where Ctrl-C ends it at once
+        loop.add_signal_handler(signal.SIGINT, cancel)
+    return await task
+
+
+async def _run_flow(name: str, request: Request) -> ReleaseResult:
+    from prefect_rollout import flows
+
+    state = await getattr(flows, name)(**request.model_dump(), return_state=True)
+    return await _result(state)
 
 
 async def _result(state: "State[ReleaseResult]") -> ReleaseResult:
     await embedded.settle(state.state_details.flow_run_id)
-    # Of a flow that was cancelled, the result is the state's data, and Prefect would raise in its place.
-    result: Any = await state.aresult(raise_on_failure=not state.is_cancelled())
-    return cast(ReleaseResult, result)
+    return await state.aresult()
 
 
 def _end(result: ReleaseResult | None, error: RolloutError | None, stdout: TextIO | None) -> int:
@@ -285,20 +374,11 @@ def _end(result: ReleaseResult | None, error: RolloutError | None, stdout: TextI
     outcome = result.outcome if result else Outcome.FAILED
     if error:
         _complain(error)
-    elif result and outcome is Outcome.CANCELLED:
-        left = result.live or "nothing was written"
-        err.print(
-            f"Cancelled in Prefect. Live now: {one_line(left)}.", style="red", markup=False, soft_wrap=True
-        )
-    elif result and result.action is not Action.DEPLOY:
-        done = f"The {result.action.value} of {result.deployment} is done"
-        where = ", ".join(f"{c.cluster} {c.ready}/{c.replicas}" for c in result.clusters)
-        err.print(one_line(f"{done}: {where}."), style="green", markup=False, soft_wrap=True)
     elif result:
         ready = ", ".join(f"{c.cluster} {c.ready}/{c.replicas}" for c in result.clusters)
         err.print(
-            f"Released: {result.deployment} runs template {result.template_id} "
-            f"({one_line(', '.join(result.images.values()))}) in {one_line(ready)}.",
+            f"{_DONE[result.action]}: {one_line(result.deployment)} runs {_template(result)} "
+            f"in {one_line(ready)}.",
             style="green",
             markup=False,
             soft_wrap=True,
@@ -307,15 +387,32 @@ def _end(result: ReleaseResult | None, error: RolloutError | None, stdout: TextI
         document: dict[str, Any] = result.model_dump(mode="json") if result else {"outcome": outcome.value}
         if error:
             document["error"] = error.to_dict()
-        json.dump(document, stdout, ensure_ascii=False, default=str)
-        stdout.write("\n")
+        stdout.write(json_line(document) + "\n")
     if isinstance(error, InputError | ConfigurationError):
         return WRONG_USE
     return EXIT_CODES[outcome]
 
 
+_DONE = {
+    Action.DEPLOY: "Released",
+    Action.ROLLBACK: "Rolled back",
+    Action.RESTART: "Restarted",
+    Action.SCALE: "Scaled",
+}
+
+
+def _template(result: ReleaseResult) -> str:
+    ids = sorted({str(cluster.template) for cluster in result.clusters})
+    images = f" ({one_line(', '.join(result.images.values()))})" if result.images else ""
+    return f"template {one_line(', '.join(ids))}{images}"
+
+
 def _complain(error: RolloutError) -> None:
-    kind = "Timed out" if isinstance(error, ReleaseTimedOutError) else "Failed"
+    kind = "Failed"
+    if isinstance(error, ReleaseTimedOutError):
+        kind = "Timed out"
+    elif isinstance(error, ReleaseCancelledError):
+        kind = "Cancelled"
     err.print(f"{kind}: {error}", style="red", markup=False, soft_wrap=True)
 
 

@@ -31,16 +31,19 @@ RolloutError
 └── ReleaseError                the release was started and did not end well
     ├── ReleaseFailedError      the platform or a pod says that it cannot succeed
     ├── ReleaseTimedOutError    the pods were not all ready within the polls allowed
-    └── RollbackFailedError     what had failed could not be rolled back either
+    ├── RollbackFailedError     what had failed could not be rolled back either
+    └── ReleaseCancelledError   a person cancelled it
 
 Every error carries `step` (the step of the release), `problem`, `advice` (what the user can do next),
-`retryable` (whether the same call may succeed later), `retry_after` (seconds) and `data` (status,
-code, request_id, cluster, template_id and the like, where known).
+`retryable` (whether the same call may succeed later), `retry_after` (seconds), `data` (status, code,
+request_id, cluster, template_id and the like, where known) and `diagnosis` (category, cluster, pod and
+what to do next, for people and programs alike).
 """
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from prefect_rollout.diagnosis import Category, Diagnosis
 from prefect_rollout.text import one_line
 
 if TYPE_CHECKING:
@@ -62,6 +65,7 @@ class RolloutError(Exception):
         data: what is known of the circumstances; `None` values are dropped.
     """
 
+    category: ClassVar[Category] = Category.INTERNAL
     advice: str = "Read the flow run's log for the circumstances."
     retryable: bool = False
 
@@ -94,10 +98,22 @@ class RolloutError(Exception):
         ]
         circumstances = f" ({', '.join(known)})" if known else ""
         live = f" Live now: {self.live}." if self.live else ""
-        return f"{where}{self.problem}{circumstances}. {self.advice}{live}"
+        return f"{where}{self.problem}{circumstances}. {self._told}{self.advice}{live}"
+
+    @property
+    def _told(self) -> str:
+        """What stands between the problem and the advice, with its final period and a blank."""
+        return ""
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """What is wrong and what to do next, in the shape that the report and the answers show."""
+        cluster = self.data.get("cluster")
+        told = Diagnosis.of(self.category, summary=self.problem, cluster=cluster and str(cluster))
+        return told.model_copy(update={"resolution": self.advice})
 
     def to_dict(self) -> dict[str, Any]:
-        """The error for programs: `type`, `step`, `message`, `retryable`, `advice` and the data."""
+        """The error for programs: `type`, `step`, `message`, `retryable`, `advice`, `diagnosis`, data."""
         return {
             **self.data,
             "type": type(self).__name__,
@@ -106,18 +122,21 @@ class RolloutError(Exception):
             "retryable": self.retryable,
             "advice": self.advice,
             "live": self.live,
+            "diagnosis": self.diagnosis.model_dump(mode="json"),
         }
 
 
 class InputError(RolloutError):
     """A value that the caller gave cannot be used. Raised before anything is asked or written."""
 
+    category = Category.INVALID_INPUT
     advice = "Correct the value and start again; nothing was written."
 
 
 class ConfigurationError(RolloutError):
     """A block, an environment variable or a file is missing or unusable."""
 
+    category = Category.CONFIGURATION
     advice = "Run `prefect-rollout configure`, or correct the block in the Prefect UI."
 
 
@@ -131,6 +150,7 @@ class NotFoundError(RolloutError):
         data: further data; see `RolloutError`.
     """
 
+    category = Category.NOT_FOUND
     kind: ClassVar[str] = "object"
 
     @classmethod
@@ -194,12 +214,14 @@ class ContainerNotFoundError(NotFoundError):
 class MetaDataError(RolloutError):
     """The deployment's metaData cannot be read, or lacks what a release needs."""
 
+    category = Category.META_DATA
     advice = "Complete the deployment's clusters and replicas in the cloud's console; nothing was written."
 
 
 class TemplateError(RolloutError):
     """The template cannot be released."""
 
+    category = Category.TEMPLATE
     advice = "Choose another template; nothing was written."
 
 
@@ -214,48 +236,56 @@ class UnreadableTemplateError(TemplateError):
 class UpgradeError(RolloutError):
     """The upgrade did not leave exactly one new template to publish."""
 
+    category = Category.TEMPLATE
     advice = "Nothing was published. Look at the deployment's templates in the cloud's console."
 
 
 class PlatformError(RolloutError):
     """The platform did not do what it was asked. `data` has `status`, `code` and `request_id`."""
 
+    category = Category.REJECTED
     advice = "Give the request id to the cloud's operators."
 
 
 class AuthenticationError(PlatformError):
     """401: the platform does not accept the key, the signature, the clock or the nonce."""
 
+    category = Category.UNAUTHENTICATED
     advice = "Check the block's key id and secret key with `prefect-rollout configure`."
 
 
 class AccessDeniedError(PlatformError):
     """403: the key may not do this, or the cluster is not allowed for the app."""
 
+    category = Category.ACCESS_DENIED
     advice = "Ask the app's administrators for a key with the right to release it there."
 
 
 class QuotaExceededError(AccessDeniedError):
     """403, sub-code 403001: the namespace's quota does not suffice."""
 
+    category = Category.QUOTA_EXCEEDED
     advice = "Free or raise the namespace's quota, then retry the run."
 
 
 class RejectedError(PlatformError):
     """The platform refuses the request, and a repeat would change nothing."""
 
+    category = Category.REJECTED
     advice = "Correct what the message names, then start again."
 
 
 class ConflictError(PlatformError):
     """409: another publish is running (409001, retryable), or an idempotency key was used before."""
 
+    category = Category.CONFLICT
     advice = "Wait for the other publish to end, then retry the run."
 
 
 class OverloadedError(PlatformError):
     """429 or 503: the platform is overloaded; `retry_after` holds the seconds it asked for."""
 
+    category = Category.OVERLOADED
     retryable = True
     advice = "Retry the run when the cloud has recovered."
 
@@ -263,6 +293,7 @@ class OverloadedError(PlatformError):
 class ServerFaultError(PlatformError):
     """500, 502, 504: the platform failed; a write may have taken effect."""
 
+    category = Category.SERVER_FAULT
     retryable = True
     advice = "Retry the run when the cloud has recovered; it looks at what took effect before it writes."
 
@@ -270,6 +301,7 @@ class ServerFaultError(PlatformError):
 class UnreachableError(PlatformError):
     """No answer: refused, reset or timed out; a write may have taken effect."""
 
+    category = Category.UNREACHABLE
     retryable = True
     advice = "Check the network and the block's api_url, then retry the run; it looks before it writes."
 
@@ -277,12 +309,14 @@ class UnreachableError(PlatformError):
 class UnusableAnswerError(PlatformError):
     """The platform answered something else than its contract says."""
 
+    category = Category.UNUSABLE_ANSWER
     advice = "Check that the block's api_url is the cloud's Open API and not a login page or a proxy."
 
 
 class LockedError(RolloutError):
     """Another release of the same deployment and cluster is running. Nothing was written."""
 
+    category = Category.LOCKED
     advice = "Wait for it to end, or cancel it, then retry the run."
 
     @classmethod
@@ -305,14 +339,26 @@ class LockedError(RolloutError):
 class LockLostError(RolloutError):
     """The release may not write any more: its lock is gone, or someone else goes on with the run."""
 
+    category = Category.LOCKED
     advice = "See whether another process goes on with this run; if none does, retry it."
 
 
 class ReleaseError(RolloutError):
     """The release was started and did not end well. `verdict` is the last look at its clusters."""
 
+    category = Category.UNKNOWN_STATE
     verdict: "Verdict | None" = None
     advice = "Look at the named pods in the cloud's console."
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """The verdict's; where none was reached, what the problem says."""
+        return (self.verdict and self.verdict.diagnosis) or super().diagnosis
+
+    @property
+    def _told(self) -> str:
+        diagnosis = self.verdict and self.verdict.diagnosis
+        return f"{str(diagnosis).rstrip('.')}. " if diagnosis else ""
 
 
 class ReleaseFailedError(ReleaseError):
@@ -332,3 +378,10 @@ class RollbackFailedError(ReleaseError):
     """A release failed, and rolling it back failed as well. The first failure is its `__cause__`."""
 
     advice = "Put the deployment right in the cloud's console now; the clusters' state stands in the report."
+
+
+class ReleaseCancelledError(ReleaseError):
+    """A person cancelled the release. What was written by then stays; nothing more is written."""
+
+    category = Category.CANCELLED
+    advice = "Retry the run to go on where it stopped, or roll back."

@@ -38,6 +38,7 @@ from prefect.types.names import BANNED_CHARACTERS
 
 from prefect_rollout import reaper
 from prefect_rollout.errors import ConfigurationError, LockedError, LockLostError
+from prefect_rollout.progress import Progress, tell
 from prefect_rollout.text import one_line
 
 LEASE_SECONDS = 60.0
@@ -109,7 +110,9 @@ class Guard:
             if time.monotonic() >= until:
                 raise LockedError.held(names, who, wait_seconds)
             if said != (said := who):
-                get_run_logger().info("Waiting for another release of the same deployment: %s", who)
+                detail = f"waiting for another release of it: {who}" if who else "waiting for its lock"
+                tell(Progress("parse metadata", "running", detail, aloud=True))
+                get_run_logger().info("%s", detail)
             await asyncio.sleep(min(_ASK_AGAIN_SECONDS, max(0.05, until - time.monotonic())))
         self._lease = lease
         await self._client.update_flow_run_labels(
@@ -168,6 +171,7 @@ class Guard:
     async def keep(self, beat_seconds: float) -> None:
         """Renews the lease, tells that the run lives, listens for a cancel. Ends with the flow."""
         renewed = -LEASE_SECONDS
+        problem = ""
         while True:
             now = time.monotonic()
             if now - self._beaten >= beat_seconds:
@@ -177,11 +181,11 @@ class Guard:
                     await self._client.renew_concurrency_lease(self._lease, LEASE_SECONDS)
                     renewed = now
                 await self._mind(await self._client.read_flow_run(self._run_id))
-            except LockLostError as error:
-                # Not in the middle of a write: the next safe point stops it.
-                get_run_logger().warning("%s", error)
-            except (httpx.TransportError, PrefectHTTPStatusError) as error:
-                get_run_logger().warning("The Prefect API did not answer the release: %s", one_line(error))
+                problem = ""
+            except (LockLostError, httpx.TransportError, PrefectHTTPStatusError) as error:
+                # Not in the middle of a write: the next safe point stops the release.
+                if problem != (problem := type(error).__name__):
+                    get_run_logger().warning("Not sure of the lock any more: %s", one_line(error))
             await asyncio.sleep(min(_TICK_SECONDS, beat_seconds))
 
     async def release(self) -> None:

@@ -1,4 +1,4 @@
-"""The eight steps of a release on a terminal, as they happen."""
+"""The steps of a release on a terminal, as they happen."""
 
 import time
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from prefect_rollout.progress import STEPS, Progress, listening
+from prefect_rollout.progress import STEPS_OF, Progress, listening
 from prefect_rollout.text import one_line
 
 _MARKS = {
@@ -41,6 +41,11 @@ class LiveSteps:
             with Live(console=self._console, get_renderable=self._table, refresh_per_second=8):
                 yield
 
+    @property
+    def _steps(self) -> tuple[str, ...]:
+        """The steps of the action that has all those seen; a deploy's until one differs."""
+        return next(steps for steps in STEPS_OF.values() if self._last.keys() <= set(steps))
+
     def _note(self, progress: Progress) -> None:
         known = self._last.get(progress.step)
         if progress.state == "done" and not progress.detail and known:
@@ -49,20 +54,20 @@ class LiveSteps:
         self._started.setdefault(progress.step, time.monotonic())
         if progress.seconds:
             self._took[progress.step] = self._took.get(progress.step, 0) + progress.seconds
-        # In lines, a step is told once, at its end; only the long wait says what it sees meanwhile.
-        quiet = progress.state == "running" and not (progress.step == STEPS[6] and progress.detail)
+        # In lines, a step is told once, at its end, unless it has to be waited for.
+        quiet = progress.state == "running" and not progress.aloud
         if not self._console.is_terminal and not quiet:
-            number = STEPS.index(progress.step) + 1
+            number = self._steps.index(progress.step) + 1
             detail = f": {one_line(progress.detail, 200)}" if progress.detail else ""
             seconds = f" ({progress.seconds:.1f} s)" if progress.seconds else ""
-            line = f"{number}/{len(STEPS)} {progress.step} {progress.state}{detail}"
+            line = f"{number}/{len(self._steps)} {progress.step} {progress.state}{detail}"
             if line != self._line:
                 self._console.print(Text(line + seconds), soft_wrap=True)
             self._line = line
 
     def _table(self) -> Table:
         table = Table.grid(padding=(0, 1))
-        for name in STEPS:
+        for name in self._steps:
             progress = self._last.get(name)
             state = progress.state if progress else "waiting"
             mark, style = _MARKS[state]

@@ -9,21 +9,50 @@ import hashlib
 import json
 import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from annotated_types import Ge
-from pydantic import BaseModel, ConfigDict, Field, Strict, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    Strict,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    field_validator,
+)
 from pydantic.alias_generators import to_camel
 from pydantic_core import from_json
 
 from prefect_rollout.errors import InputError, MetaDataError, UnreadableTemplateError
 from prefect_rollout.text import one_line
 
-Id = Annotated[int, Strict()] | Annotated[str, Strict()]
-"""An id as the platform writes it. Ids are compared as text: `same_id`."""
+
+def _printable(value: int | str) -> int | str:
+    if not str(value).isprintable():
+        raise ValueError("an id is printable text")
+    return value
+
+
+Id = Annotated[Annotated[int, Strict()] | Annotated[str, Strict()], AfterValidator(_printable)]
+"""An id as the platform writes it. Ids are compared as text: `same_id`. They stand in names of runs."""
 
 Count = Annotated[int, Strict(), Ge(0)]
 """A number of pods. JSON `true` or `"1"` is not one."""
+
+
+def _absent_if_wrong(value: Any, read: ValidatorFunctionWrapHandler) -> Any:
+    try:
+        return read(value)
+    except ValidationError:
+        return None
+
+
+T = TypeVar("T")
+Lenient = Annotated[T | None, WrapValidator(_absent_if_wrong)]
+"""A field that a poll can do without: a value of the wrong type counts as absent."""
 
 
 def same_id(one: object, other: object) -> bool:
@@ -123,9 +152,10 @@ class MetaData(Payload):
         try:
             return cls.model_validate(from_json(text or ""))
         except ValidationError as error:
+            # Without pydantic's own text, which would show in the log what stands there.
             raise MetaDataError(
                 f"the deployment's metaData has another shape: {first_mistake(error)}"
-            ) from error
+            ) from None
         except ValueError as error:
             raise MetaDataError(
                 f"the deployment's metaData is not readable JSON: {one_line(error, 120)}"
@@ -177,6 +207,10 @@ class WorkloadSpec(Payload):
     template: PodTemplate
 
 
+# Named in errors. Any other kind is not: no text of a template is shown, as it may hold secrets.
+_OTHER_KINDS = {"CronJob", "DaemonSet", "Job", "List", "Pod", "ReplicaSet", "Service", "StatefulSet"}
+
+
 class Workload(Payload):
     """An apps/v1 Deployment as a template holds it (article, step 3)."""
 
@@ -218,15 +252,16 @@ class Template(Payload):
             raise UnreadableTemplateError(
                 f"template {one_line(self.id, 80)} is not a Deployment: {first_mistake(error)}",
                 template_id=self.id,
-            ) from error
+            ) from None  # pydantic's own text would show values of the template in the log
         except ValueError as error:
             raise UnreadableTemplateError(
                 f"template {one_line(self.id, 80)} is not readable JSON: {one_line(error, 120)}",
                 template_id=self.id,
             ) from error
         if workload.kind != "Deployment":
+            kind = f"a {workload.kind!r}" if workload.kind in _OTHER_KINDS else "of another kind"
             raise UnreadableTemplateError(
-                f"template {one_line(self.id, 80)} is a {one_line(workload.kind, 80)!r}, not a Deployment",
+                f"template {one_line(self.id, 80)} is {kind}, not a Deployment",
                 template_id=self.id,
             )
         return workload
@@ -272,39 +307,47 @@ def marked(template: Template, release_id: str) -> bool:
 
 
 class ContainerStatus(Payload):
-    """How often a container was restarted."""
+    """How often a container was restarted, and why it waits or ended, in Kubernetes' words."""
 
-    name: str | None = None
-    restart_count: int | None = None
+    name: Lenient[str] = None
+    restart_count: Lenient[Count] = None
+    reason: Lenient[str] = None
+    message: Lenient[str] = None
 
 
 class Pod(Payload):
-    """A pod. `state` is `Running` only when it is also ready; a word that nobody knows is not ready."""
+    """A pod. `state` is `Running` only when it is also ready; a word that nobody knows is not ready.
+
+    `reason` and `message` say why it is as it is, in Kubernetes' words; the container cloud fills them
+    not, other platforms do.
+    """
 
     name: str
     state: str | None = None
-    namespace: str | None = None
-    pod_ip: str | None = None
-    node_name: str | None = None
-    start_time: str | None = None
-    container_status: list[ContainerStatus] | None = None
+    reason: Lenient[str] = None
+    message: Lenient[str] = None
+    namespace: Lenient[str] = None
+    pod_ip: Lenient[str] = None
+    node_name: Lenient[str] = None
+    start_time: Lenient[str] = None
+    container_status: Lenient[list[Lenient[ContainerStatus]]] = None
     template_id: Id | None = None
 
 
 class PodCount(Payload):
-    """The platform's own count of a deployment's pods in a cluster."""
+    """The platform's own count of a deployment's pods in a cluster; `warnings` are events, or anything."""
 
-    current: int | None = None
-    desired: int | None = None
-    warnings: list[Any] | None = None
+    current: Lenient[Count] = None
+    desired: Lenient[Count] = None
+    warnings: Lenient[list[Any]] = None
 
 
 class DeploymentState(Payload):
     """The deployment as a cluster sees it."""
 
-    name: str | None = None
-    namespace: str | None = None
-    pod_state: PodCount | None = None
+    name: Lenient[str] = None
+    namespace: Lenient[str] = None
+    pod_state: Lenient[PodCount] = None
 
 
 class ClusterStatus(Payload):
@@ -312,12 +355,12 @@ class ClusterStatus(Payload):
 
     cluster: str | None = None
     pods: list[Pod] | None = None
-    deployment: DeploymentState | None = None
+    deployment: Lenient[DeploymentState] = None
     healthz: Any = None
     template_id: Id | None = None
-    generation: int | None = None
-    observed_generation: int | None = None
-    updated_replicas: int | None = None
+    generation: Count | None = None
+    observed_generation: Count | None = None
+    updated_replicas: Count | None = None
 
 
 class OnlineTemplate(Payload):

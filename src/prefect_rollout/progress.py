@@ -15,16 +15,28 @@ STEPS = (
     "wait for pods",
     "report release",
 )
-"""The eight steps, by the article's names and in its order."""
+"""The eight steps of a release, by the article's names and in its order."""
+
+STEPS_OF = {
+    "deploy": STEPS,
+    "rollback": (*STEPS[:2], "note what is online", "choose rollback", *STEPS[5:]),
+    "restart": (*STEPS[:2], "note what is online", "restart deployment", *STEPS[6:]),
+    "scale": (*STEPS[:2], "note what is online", "scale deployment", *STEPS[6:]),
+}
+"""The steps of each action."""
 
 
 class Progress(NamedTuple):
-    """One thing that a step has to say. `seconds` is what this try of the step took, at its end."""
+    """One thing that a step has to say. `seconds` is what this try of the step took, at its end.
+
+    What is said `aloud` matters while the step runs, too: it takes long, and somebody waits.
+    """
 
     step: str
     state: Literal["running", "done", "retrying", "failed"]
     detail: str = ""
     seconds: float = 0
+    aloud: bool = False
 
 
 Listener = Callable[[Progress], None]

@@ -17,7 +17,9 @@ class CloudEnvironment(BaseSettings):
     An empty variable counts as unset.
     """
 
-    model_config = SettingsConfigDict(env_prefix="K8S_", env_ignore_empty=True, extra="ignore")
+    model_config = SettingsConfigDict(
+        env_prefix="K8S_", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
+    )
 
     key_id: SecretStr | None = None
     secret_key: SecretStr | None = None
@@ -27,6 +29,15 @@ class CloudEnvironment(BaseSettings):
     deploy_name: str | None = None
     template_id: str | None = None
     registry_url: str | None = None
+
+
+def cloud_environment() -> CloudEnvironment:
+    """The article's variables, as the environment has them.
+
+    Raises:
+        ConfigurationError: a variable cannot be used.
+    """
+    return _read(CloudEnvironment)
 
 
 def patience() -> "RetrySettings":
@@ -52,7 +63,7 @@ def _read(settings: type[S]) -> S:
         return settings()
     except ValidationError as error:
         raise ConfigurationError(
-            f"PREFECT_ROLLOUT_ settings: {first_mistake(error)}",
+            f"{settings.model_config['env_prefix']} settings: {first_mistake(error)}",
             advice="Correct or unset the environment variable.",
         ) from None
 

@@ -1,9 +1,14 @@
 """Text that others wrote, made safe to show: pod names, messages of the cloud, typed reasons."""
 
+import base64
+import json
 import re
 import unicodedata
+from collections.abc import Iterable
+from urllib.parse import quote
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&])")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&]|(?<=\w)\.(?=\w))")
+_ADDRESS = re.compile(r"([^\s|`]*(?://|www\.|@)[^\s|`]*)", re.IGNORECASE)
 
 
 def one_line(text: object, limit: int = 300) -> str:
@@ -21,6 +26,48 @@ def one_line(text: object, limit: int = 300) -> str:
 
 
 def markdown(text: object, limit: int = 300) -> str:
-    """`text` as plain words inside a markdown line or table cell: no markup or HTML of its own works."""
-    escaped = _MARKDOWN.sub(r"\\\1", one_line(text, limit))
-    return escaped.replace(r"\<", "&lt;").replace(r"\>", "&gt;")
+    """`text` as plain words inside a markdown line or table cell: no markup or HTML of its own works.
+
+    Addresses become code: some renderers make links of bare ones even where they are escaped.
+    """
+    parts = _ADDRESS.split(one_line(text, limit))  # every other part is an address
+    return "".join(f"`{part}`" if number % 2 else _escaped(part) for number, part in enumerate(parts))
+
+
+def _escaped(text: str) -> str:
+    return _MARKDOWN.sub(r"\\\1", text).replace(r"\<", "&lt;").replace(r"\>", "&gt;")
+
+
+def json_line(value: object) -> str:
+    """`value` as JSON on one line, in which Chinese stays and all that `one_line` replaces is escaped."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
+
+
+def masked(text: str, secrets: Iterable[str]) -> str:
+    """`text` with `********` for each secret, as it is, escaped for JSON or a URL, in hex or base64."""
+    found = {form for secret in secrets for form in _forms(secret) if form}
+    if not found:
+        return text
+    # The longest first: a key id may be a part of the secret.
+    pattern = "|".join(re.escape(form) for form in sorted(found, key=len, reverse=True))
+    return re.sub(pattern, "********", text, flags=re.IGNORECASE)
+
+
+def _forms(secret: str) -> Iterable[str]:
+    raw = secret.encode()
+    yield secret
+    for ascii_only in (True, False):
+        yield json.dumps(secret, ensure_ascii=ascii_only)[1:-1]
+    for safe in ("", "/"):
+        yield quote(secret, safe=safe)
+        yield quote(secret, safe=safe + " ").replace(" ", "+")
+    if len(raw) < 4:  # so short a text stands in half of all base64
+        return
+    yield raw.hex()
+    for before in range(3):  # base64 reads otherwise at each of three offsets
+        encoded = base64.b64encode(b"\0" * before + raw).decode()[
+            -(-before * 8 // 6) : (before + len(raw)) * 8 // 6
+        ]
+        yield encoded
+        yield encoded.translate(str.maketrans("+/", "-_"))

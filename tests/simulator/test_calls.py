@@ -276,6 +276,8 @@ def test_each_failing_deployment_of_the_default_scenario_fails_in_its_way(caller
         return caller.states(deployment) if name != "no-pods" else []
 
     assert release("bad-image") == ["Running", "Running", "Pending"]
+    assert release("invalid-image") == ["Running", "Running", "Pending"]
+    assert release("unschedulable") == ["Running", "Running", "Pending"]
     assert release("crash-loop") == ["Running", "Running", "ContainersNotReady"]
     assert release("never-ready") == ["Running", "Running", "ContainersNotReady"]
     assert release("slow-start") == ["Running", "Running", "ContainersNotReady"]
@@ -289,6 +291,34 @@ def test_each_failing_deployment_of_the_default_scenario_fails_in_its_way(caller
     assert refusal(caller.publish(down, caller.newest(down), "pub-bjyt")) == (500, 0)
     assert caller.status(down, "pub-bjyt") == [{"cluster": "pub-bjyt", "pods": None}]
     assert caller.publish(down, caller.newest(down)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("bad-image", "BackOff"),
+        ("invalid-image", "InspectFailed"),
+        ("unschedulable", "FailedScheduling"),
+        ("crash-loop", "BackOff"),
+        ("never-ready", "Unhealthy"),
+    ],
+)
+def test_the_clusters_warnings_say_why_unless_the_optional_fields_are_left_out(
+    calling: Calling, name: str, reason: str
+) -> None:
+    caller = calling()
+    deployment = caller.deployment(name)
+    caller.publish(deployment, caller.newest(deployment), replicas=2)
+    caller.cloud.advance(30)
+    [status] = caller.status(deployment)
+    told = status["deployment"]["podState"]["warnings"]
+    assert reason in {event["reason"] for event in told}
+    assert {event["name"] for event in told} <= {pod["name"] for pod in status["pods"]}
+    bare = calling(optional_fields=False)
+    bare.publish(deployment, bare.newest(deployment), replicas=2)
+    bare.cloud.advance(30)
+    [status] = bare.status(deployment)
+    assert set(status) == {"pods"}
 
 
 def test_the_older_template_of_a_failing_deployment_can_be_released_again(caller: Caller) -> None:

@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from prefect_rollout.simulator.engine import Bounds, Rollout, Spec
+from prefect_rollout.simulator.events import events_of
 from prefect_rollout.simulator.pod import Fate, Revision
 from prefect_rollout.simulator.scenario import BehaviourKind
 
@@ -150,6 +151,9 @@ def test_whatever_is_asked_for_last_is_what_comes(
     ("kind", "state"),
     [
         ("image_cannot_be_pulled", "Pending"),
+        ("invalid_image", "Pending"),
+        ("unschedulable", "Pending"),
+        ("config_error", "Pending"),
         ("never_ready", "ContainersNotReady"),
     ],
 )
@@ -266,3 +270,37 @@ def test_a_rollback_in_mid_rollout_ends_with_the_old_template() -> None:
 
 def test_pod_names_are_the_same_in_every_run() -> None:
     assert rollout(online=spec(1)).pods[0].name == rollout(online=spec(1)).pods[0].name
+
+
+def test_a_slow_pull_ends_and_all_goes_on_normally() -> None:
+    engine = Rollout("web", "c", observe=1, terminate=3, fate=lambda _: Fate(12, 3, "slow_pull", failing=10))
+    engine.publish(0, spec(1))
+    assert events(engine, 10.9) == ["Failed", "Failed", "BackOff"]
+    assert events(engine, 11) == []
+    assert states(engine, 12.9) == ["Pending"]
+    assert states(engine, 16) == ["Running"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "reasons"),
+    [
+        ("normal", []),
+        ("image_cannot_be_pulled", ["Failed", "Failed", "BackOff"]),
+        ("invalid_image", ["InspectFailed"]),
+        ("unschedulable", ["FailedScheduling"]),
+        ("config_error", ["Failed"]),
+        ("crash_loop", ["BackOff"]),
+        ("never_ready", ["Unhealthy"]),
+    ],
+)
+def test_a_pod_that_is_not_ready_has_events_that_say_why(kind: BehaviourKind, reasons: list[str]) -> None:
+    engine = rollout(kind, online=spec(1))
+    engine.publish(0, spec(2, image="bad"))
+    assert events(engine, 12) == reasons
+    engine.publish(20, spec(1))
+    assert events(engine, 21) == []
+
+
+def events(engine: Rollout, now: float) -> list[str]:
+    engine.advance(now)
+    return [event.reason for pod in engine.pods for event in events_of(pod, now, str)]

@@ -8,6 +8,7 @@ import asyncio
 import difflib
 import re
 import ssl
+import traceback
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -52,7 +53,7 @@ from prefect_rollout.models import (
     same_id,
     usable_id,
 )
-from prefect_rollout.text import one_line
+from prefect_rollout.text import masked, one_line
 
 T = TypeVar("T")
 PayloadT = TypeVar("PayloadT", bound=Payload)
@@ -105,6 +106,7 @@ class ContainerCloudClient:
     Args:
         api_url: scheme, host and an optional path before the path table's.
         signer: signs each request as it is sent.
+        secrets: never shown, should the cloud say them in an error.
         paths: where the calls are.
         ca_file: certificates to trust instead of the system's; a PEM file.
         registry_url: the image registry, for `links` alone.
@@ -121,6 +123,7 @@ class ContainerCloudClient:
         api_url: str,
         *,
         signer: httpx.Auth,
+        secrets: Sequence[str] = (),
         paths: PathTable | None = None,
         ca_file: Path | None = None,
         registry_url: str | None = None,
@@ -131,6 +134,7 @@ class ContainerCloudClient:
         self._base = api_url.rstrip("/")
         self._paths = paths or PathTable()
         self._registry_url = registry_url
+        self._secrets = tuple(secrets)
         self._seconds = request_timeout_seconds
         with _as_ours("connect"):
             self._http = httpx.AsyncClient(
@@ -303,7 +307,7 @@ class ContainerCloudClient:
                     content=content,
                 ) as response:
                     text = await _bounded(response, call)
-        return _data(call, response, text, cluster=cluster)
+        return _data(call, response, text, cluster=cluster, secrets=self._secrets)
 
 
 class _Page(Payload):
@@ -324,15 +328,15 @@ class _Refusal(NamedTuple):
     request_id: str | None
 
     @classmethod
-    def of(cls, answer: Any) -> Self:
-        """The refusal in an answer; empty where it holds none."""
+    def of(cls, answer: Any, response: httpx.Response, secrets: Sequence[str]) -> Self:
+        """The refusal in an answer; empty where it holds none. What it says of `secrets` is masked."""
         said = answer if isinstance(answer, dict) else {}
-        request_id = said.get("requestId")
+        request_id = said.get("requestId") or response.headers.get("X-Request-Id")
         return cls(
             _number(said.get("code")),
             _number(said.get("subCode")),
-            str(said.get("msg") or ""),
-            None if request_id is None else str(request_id),
+            masked(str(said.get("msg") or ""), secrets),
+            None if request_id is None else masked(str(request_id), secrets),
         )
 
 
@@ -392,20 +396,21 @@ def _read(shape: type[PayloadT] | TypeAdapter[T], data: Any) -> PayloadT | T:
         raise UnusableAnswerError(
             f"the answer has another shape than the contract's: {first_mistake(error)}",
             retryable=False,
-        ) from error
+        ) from None  # pydantic's own text would show in the log what the answer holds
 
 
-def _data(call: str, response: httpx.Response, text: bytes, *, cluster: Id | None) -> Any:
+def _data(
+    call: str, response: httpx.Response, text: bytes, *, cluster: Id | None, secrets: Sequence[str]
+) -> Any:
     """The `data` of an answer; raises the error that its status, envelope or lack of one means."""
     status = response.status_code
     try:
         answer = from_json(text)
     except ValueError:
         answer = None
-    refusal = _Refusal.of(answer)
+    refusal = _Refusal.of(answer, response, secrets)
     code = refusal.code
-    request_id = refusal.request_id or response.headers.get("X-Request-Id")
-    known: dict[str, Any] = {"status": status, "request_id": request_id, "cluster": cluster}
+    known: dict[str, Any] = {"status": status, "request_id": refusal.request_id, "cluster": cluster}
     if status >= 400 or code >= 400:
         _refuse(call, code if status < 400 else status, refusal, response, known)
     if 300 <= status < 400:
@@ -473,12 +478,21 @@ def _seconds_to_wait(value: str | None) -> float | None:
 
 @contextmanager
 def _as_ours(call: str, **data: Any) -> Iterator[None]:
-    """Turns whatever httpx raises into an error of our tree. The one place that does."""
+    """Turns whatever httpx and a signer raise into an error of our tree. The one place that does."""
     try:
         yield
+    except RolloutError:
+        raise
     except (TimeoutError, httpx.TimeoutException) as error:
         raise UnreachableError(f"the cloud did not answer {call} in time", **data) from error
-    except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as error:
+    except httpx.LocalProtocolError as error:
+        raise ConfigurationError(
+            f"{call} cannot be sent: it would be no valid HTTP",
+            advice="Look at the headers that the block's signer makes; the log does not show them.",
+            field="signer",
+            **data,
+        ) from type(error)("not shown")  # its own text quotes the header, and so perhaps the key
+    except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
         raise ConfigurationError(
             f"{call} cannot be sent: {one_line(error, 120)}", field="api_url", **data
         ) from error
@@ -506,6 +520,15 @@ def _as_ours(call: str, **data: Any) -> Iterator[None]:
         raise PlatformError(
             f"{call} failed: {type(error).__name__} {one_line(error, 120)}", **data
         ) from error
+    except Exception as error:  # noqa: BLE001 - whatever a signer of someone else raises
+        (*_, last) = traceback.extract_tb(error.__traceback__)
+        raise ConfigurationError(
+            f"{call} cannot be signed and sent: {type(error).__name__} in {Path(last.filename).name}, "
+            f"line {last.lineno}",
+            advice="Look at the block's signer; what it said is not shown, as it may hold the key.",
+            field="signer",
+            **data,
+        ) from None
 
 
 def _untrusted(error: BaseException | None) -> bool:

@@ -59,7 +59,7 @@ class StarkHmacSigner(httpx.Auth):
         self._env = env
 
     def __repr__(self) -> str:
-        return f"StarkHmacSigner(key_id={self._key_id!r}, secret_key='********')"
+        return "StarkHmacSigner(key_id='********', secret_key='********')"
 
     def auth_flow(self, request: httpx.Request) -> Generator[httpx.Request, httpx.Response, None]:
         """Adds the four headers of the contract."""

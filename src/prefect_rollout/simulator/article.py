@@ -131,6 +131,8 @@ def _failing() -> list[dict[str, Any]]:
         "no-quota": {"kind": "quota_refused"},
         # One cluster of two, so that a release over both ends half done.
         "cluster-down": {"kind": "cluster_down", "clusters": ["pub-bjyt"]},
+        "invalid-image": {"kind": "invalid_image", "images": newest},
+        "unschedulable": {"kind": "unschedulable", "images": newest},
     }
     deployments = []
     for number, (name, behaviour) in enumerate(spoilt.items()):

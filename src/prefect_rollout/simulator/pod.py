@@ -44,17 +44,26 @@ class Revision:
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What becomes of a pod's containers: seconds to `pull` and to `start`, and how it turns out."""
+    """What becomes of a pod's containers: seconds to `pull` and to `start`, and how it turns out.
+
+    `failing` are the seconds of a slow pull in which the image cannot be pulled.
+    """
 
     pull: float
     start: float
     kind: BehaviourKind = "normal"
+    failing: float = 0
 
     @property
     def ready_after(self) -> float:
         """Seconds from the containers' beginning until ready; infinite when never."""
-        hopeless = self.kind in {"image_cannot_be_pulled", "crash_loop", "never_ready"}
+        hopeless = self.never_starts or self.kind in {"crash_loop", "never_ready"}
         return math.inf if hopeless else self.pull + self.start
+
+    @property
+    def never_starts(self) -> bool:
+        """Whether the containers are never even made."""
+        return self.kind in {"image_cannot_be_pulled", "invalid_image", "unschedulable", "config_error"}
 
 
 @dataclass(slots=True)
@@ -97,7 +106,7 @@ class Pod:
         if self.deleted is not None:
             return "Terminating"
         age = now - self.began
-        if self.fate.kind == "image_cannot_be_pulled" or age < self.fate.pull:
+        if self.fate.never_starts or age < self.fate.pull:
             # An updated pod keeps its phase Running, which only its containers contradict.
             return "ContainersNotReady" if self.updates else "Pending"
         if self.fate.kind == "crash_loop":

@@ -57,6 +57,10 @@ class Timings(ScenarioModel):
 BehaviourKind = Literal[
     "normal",
     "image_cannot_be_pulled",
+    "invalid_image",
+    "slow_pull",
+    "unschedulable",
+    "config_error",
     "crash_loop",
     "never_ready",
     "slow_start",
@@ -69,7 +73,10 @@ BehaviourKind = Literal[
 class Behaviour(ScenarioModel):
     """How a deployment's releases turn out.
 
-    - `image_cannot_be_pulled`: new pods stay Pending.
+    With the optional fields, `podState.warnings` tells why, as events.
+
+    - `image_cannot_be_pulled`, `invalid_image`, `unschedulable`, `config_error`: new pods stay Pending.
+    - `slow_pull`: the image cannot be pulled for `seconds`, and then it can.
     - `crash_loop`: they stay ContainersNotReady, restart, and look Running for a moment each time.
     - `never_ready`: they stay ContainersNotReady.
     - `slow_start`: they need `seconds` to start.
@@ -79,15 +86,17 @@ class Behaviour(ScenarioModel):
     """
 
     kind: BehaviourKind = "normal"
-    seconds: Seconds | None = Field(default=None, description="For slow_start (needed) and no_pods.")
+    seconds: Seconds | None = Field(
+        default=None, description="For slow_start and slow_pull (needed), and no_pods."
+    )
     clusters: list[Name] | None = Field(default=None, description="Only there; everywhere when unset.")
     images: str | None = Field(default=None, description="Only for images that contain this text.")
 
     @model_validator(mode="after")
     def _seconds_fit(self) -> Self:
-        if self.kind == "slow_start" and self.seconds is None:
-            raise ValueError("slow_start needs seconds")
-        if self.seconds is not None and self.kind not in {"slow_start", "no_pods"}:
+        if self.kind in {"slow_start", "slow_pull"} and self.seconds is None:
+            raise ValueError(f"{self.kind} needs seconds")
+        if self.seconds is not None and self.kind not in {"slow_start", "slow_pull", "no_pods"}:
             raise ValueError(f"{self.kind} has no seconds")
         if self.images is not None and self.kind == "cluster_down":
             raise ValueError("a cluster is down for every image: cluster_down has no images")

@@ -4,7 +4,7 @@ A field with a default may be left out: the contract marks it optional, and a sc
 `optional_fields: false` leaves it out. What is not set is not sent.
 """
 
-from typing import Annotated, Any, Generic, Literal, TypeVar
+from typing import Annotated, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, Strict
 from pydantic.alias_generators import to_camel
@@ -132,12 +132,26 @@ class PodShape(Shape):
     template_id: int | None = None
 
 
+class EventShape(Shape):
+    """A warning of the cluster about a pod, as Wayne tells it."""
+
+    message: str
+    source_component: str
+    name: str
+    object: str
+    count: int
+    first_seen: str
+    last_seen: str
+    reason: str
+    type: str
+
+
 class PodCountShape(Shape):
-    """The cluster's own count: available pods and wanted ones."""
+    """The cluster's own count: available pods and wanted ones, and why some are not available."""
 
     current: int
     desired: int
-    warnings: list[Any]
+    warnings: list[EventShape]
 
 
 class DeploymentStateShape(Shape):

@@ -89,10 +89,12 @@ class Deployment:
 
             def fate(images: Mapping[str, str]) -> Fate:
                 behaviour = self.behaviour(cluster, images)
-                start = self.timings.start
+                pull, start = self.timings.pull, self.timings.start
                 if behaviour.kind == "slow_start" and behaviour.seconds is not None:
                     start = behaviour.seconds
-                return Fate(self.timings.pull, start, behaviour.kind)
+                if behaviour.kind == "slow_pull" and behaviour.seconds is not None:
+                    pull += behaviour.seconds
+                return Fate(pull, start, behaviour.kind, behaviour.seconds or 0)
 
             self.rollouts[cluster] = Rollout(
                 self.name,

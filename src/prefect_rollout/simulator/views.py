@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from prefect_rollout.simulator.engine import Rollout
+from prefect_rollout.simulator.events import events_of
 from prefect_rollout.simulator.pod import Pod
 from prefect_rollout.simulator.shapes import (
     ContainerShape,
@@ -52,7 +53,13 @@ def status_of(
             name=deployment.name,
             namespace=deployment.app.namespace,
             # Wayne fills `current` with the available replicas.
-            pod_state=PodCountShape(current=rollout.ready, desired=rollout.spec.wanted, warnings=[]),
+            pod_state=PodCountShape(
+                current=rollout.ready,
+                desired=rollout.spec.wanted,
+                warnings=[]
+                if pods is None
+                else [e for pod in rollout.pods for e in events_of(pod, now, iso)],
+            ),
         ),
         # Wayne's rule, which asks neither whether the write was observed nor which template runs.
         healthz=rollout.ready == rollout.spec.wanted
@@ -76,13 +83,15 @@ def pods_of(
 def _pod(deployment: Deployment, cluster: str, pod: Pod, now: float, iso: Callable[[float], str]) -> PodShape:
     state = pod.state(now)
     restarts = pod.restart_count(now)
+    # A pod that no node takes has none; one updated in place stays where it is.
+    homeless = pod.fate.kind == "unschedulable" and not pod.updates
     return PodShape(
         name=pod.name,
         namespace=deployment.app.namespace,
         state=state,
         # A pod has its address once its sandbox runs.
         pod_ip="" if state == "Pending" else _address(deployment, pod),
-        node_name=f"{cluster.removeprefix('pub-')}-n{pod.serial % 30 + 1}",
+        node_name="" if homeless else f"{cluster.removeprefix('pub-')}-n{pod.serial % 30 + 1}",
         start_time=iso(pod.born),
         container_status=[
             ContainerShape(name=name, restart_count=restarts) for name, _ in pod.revision.images

@@ -1,0 +1,221 @@
+"""Why a release did not end well: one category, in words, with what to do next. Pure vocabulary.
+
+The categories and sentences follow krane's `doom_reason` (a failure ends in a question that the user can
+answer) and prefect-kubernetes' `diagnostics.py` (category, summary, resolution).
+"""
+
+from enum import StrEnum
+from typing import Self
+
+from pydantic import BaseModel
+
+from prefect_rollout.text import one_line
+
+
+class Category(StrEnum):
+    """The kinds of trouble. The values are a contract with programs: none is ever renamed."""
+
+    # What pods and rollouts come to.
+    INVALID_IMAGE_NAME = "InvalidImageName"
+    IMAGE_PULL_ERROR = "ImagePullError"
+    CRASH_LOOP_BACK_OFF = "CrashLoopBackOff"
+    OOM_KILLED = "OOMKilled"
+    CONTAINER_CONFIG_ERROR = "ContainerConfigError"
+    UNSCHEDULABLE = "Unschedulable"
+    QUOTA_EXCEEDED = "QuotaExceeded"
+    CONTAINER_NOT_READY = "ContainerNotReady"
+    POD_PENDING = "PodPending"
+    UNKNOWN_STATE = "UnknownState"
+    NO_PODS = "NoPods"
+    OLD_PODS_LEFT = "OldPodsLeft"
+    NOT_OBSERVED = "NotObserved"
+    NO_STATUS = "NoStatus"
+    UNCONFIRMED = "Unconfirmed"
+    REPLICAS_DIFFER = "ReplicasDiffer"
+
+    # What goes wrong before or beside the pods.
+    INVALID_INPUT = "InvalidInput"
+    CONFIGURATION = "Configuration"
+    NOT_FOUND = "NotFound"
+    META_DATA = "MetaData"
+    TEMPLATE = "Template"
+    UNAUTHENTICATED = "Unauthenticated"
+    ACCESS_DENIED = "AccessDenied"
+    REJECTED = "Rejected"
+    CONFLICT = "Conflict"
+    OVERLOADED = "Overloaded"
+    SERVER_FAULT = "ServerFault"
+    UNREACHABLE = "Unreachable"
+    UNUSABLE_ANSWER = "UnusableAnswer"
+    CANCELLED = "Cancelled"
+    LOCKED = "Locked"
+    INTERNAL = "Internal"
+
+
+_WORDS: dict[Category, tuple[str, str]] = {
+    Category.INVALID_IMAGE_NAME: (
+        "the image's name cannot be read",
+        "Correct the image's name: is there a blank, a capital letter or a second colon in it?",
+    ),
+    Category.IMAGE_PULL_ERROR: (
+        "the image cannot be pulled",
+        "Was the tag built and pushed, is its name spelt right, and may the cluster read the registry?",
+    ),
+    Category.CRASH_LOOP_BACK_OFF: (
+        "the container starts and ends again and again",
+        "Read the container's last log lines: does it start with this image and configuration elsewhere?",
+    ),
+    Category.OOM_KILLED: (
+        "the container used more memory than its limit",
+        "Raise the template's memory limit, or find what in the new image needs more than the old one did.",
+    ),
+    Category.CONTAINER_CONFIG_ERROR: (
+        "the container cannot be made from its configuration",
+        "Do the config maps, secrets, volumes and the command that the template names exist there?",
+    ),
+    Category.UNSCHEDULABLE: (
+        "no node takes the pod",
+        "Lower the template's requests, widen its affinity, or ask the operators for room in the cluster.",
+    ),
+    Category.QUOTA_EXCEEDED: (
+        "the namespace's quota does not suffice",
+        "Free or raise the namespace's quota, then retry the run.",
+    ),
+    Category.CONTAINER_NOT_READY: (
+        "the container runs and is not ready",
+        "Does the readiness probe answer? If the app only needs longer, start again with more polls.",
+    ),
+    Category.POD_PENDING: (
+        "the pod is pending and nobody says why",
+        "Look at the pod's events in the cloud's console: it waits for a node, an image or a volume.",
+    ),
+    Category.UNKNOWN_STATE: (
+        "the pod is in no state that counts as ready",
+        "Look at the pod in the cloud's console: is its node alive, and was the pod evicted?",
+    ),
+    Category.NO_PODS: (
+        "no pod is listed",
+        "Look at the deployment's events in the cloud's console: does anything refuse its pods?",
+    ),
+    Category.OLD_PODS_LEFT: (
+        "pods of before still stand",
+        "If the old pods only need longer to end, start again with more polls; else look what holds them.",
+    ),
+    Category.NOT_OBSERVED: (
+        "the cluster has not acted on the publish",
+        "Look in the cloud's console which template is online there, and whether someone else published.",
+    ),
+    Category.NO_STATUS: (
+        "no status is reported",
+        "Can the cloud reach the cluster? Ask its operators, then look at the deployment in its console.",
+    ),
+    Category.UNCONFIRMED: (
+        "seen so once, and a second look has to agree",
+        "Start again with more polls, so that a second look can agree.",
+    ),
+    Category.REPLICAS_DIFFER: (
+        "another number of pods stands than is wanted",
+        "Was the deployment scaled meanwhile? Compare its replicas with the metaData, then start again.",
+    ),
+    Category.INVALID_INPUT: ("a value cannot be used", "Correct the value and start again."),
+    Category.CONFIGURATION: (
+        "a setting is missing or unusable",
+        "Run `prefect-rollout configure`, or correct the block in the Prefect UI.",
+    ),
+    Category.NOT_FOUND: ("the platform does not have it", "Look up its name in the cloud's console."),
+    Category.META_DATA: (
+        "the deployment's metaData does not suffice",
+        "Complete the deployment's clusters and replicas in the cloud's console.",
+    ),
+    Category.TEMPLATE: ("the template cannot be released", "Choose another template."),
+    Category.UNAUTHENTICATED: (
+        "the platform does not accept the key",
+        "Check the block's key id and secret key with `prefect-rollout configure`.",
+    ),
+    Category.ACCESS_DENIED: (
+        "the key may not do this",
+        "Ask the app's administrators for a key with the right to release it there.",
+    ),
+    Category.REJECTED: ("the platform refuses", "Correct what the message names, then start again."),
+    Category.CONFLICT: ("another publish is running", "Wait for the other publish to end, then retry."),
+    Category.OVERLOADED: ("the platform is overloaded", "Retry the run when the cloud has recovered."),
+    Category.SERVER_FAULT: ("the platform failed", "Retry the run when the cloud has recovered."),
+    Category.UNREACHABLE: (
+        "the platform does not answer",
+        "Check the network and the block's api_url, then retry the run.",
+    ),
+    Category.UNUSABLE_ANSWER: (
+        "the platform answered something else than its contract says",
+        "Check that the block's api_url is the cloud's Open API and not a login page or a proxy.",
+    ),
+    Category.CANCELLED: ("the run was cancelled", "Look at what took effect, then start again if it shall."),
+    Category.LOCKED: ("another release of it is running", "Wait for the other run to end, then start again."),
+    Category.INTERNAL: (
+        "the release itself went wrong",
+        "Read the flow run's log and report what it says to the maintainers.",
+    ),
+}
+
+
+class Diagnosis(BaseModel, frozen=True):
+    """The most telling trouble of a release, the same wherever it is shown.
+
+    Attributes:
+        category: what kind of trouble it is, for programs.
+        summary: the same as a clause, without a final period.
+        cluster: where; unset where it concerns none in particular.
+        pod: the pod's whole name.
+        container: the container's name, where the platform tells which.
+        reported: what the platform said, in its own words on one line.
+        seconds: for how long it had been so, seen from the first look that showed it.
+        resolution: what the user can do next, as a sentence.
+        events: at most five events, oldest first as the platform lists them.
+        log_lines: the container's last lines, where the platform gives them.
+    """
+
+    category: Category
+    summary: str
+    cluster: str | None = None
+    pod: str | None = None
+    container: str | None = None
+    reported: str | None = None
+    seconds: float | None = None
+    resolution: str
+    events: tuple[str, ...] = ()
+    log_lines: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls,
+        category: Category,
+        *,
+        summary: str | None = None,
+        cluster: str | None = None,
+        pod: str | None = None,
+        container: str | None = None,
+        reported: str | None = None,
+        seconds: float | None = None,
+        events: tuple[str, ...] = (),
+    ) -> Self:
+        """The diagnosis, in the category's words where none are given; all is made safe to show."""
+        words, resolution = _WORDS[category]
+        return cls(
+            category=category,
+            summary=one_line(summary or words, 1000),
+            cluster=cluster and one_line(cluster, 60),
+            pod=pod and one_line(pod, 253),
+            container=container and one_line(container, 80),
+            reported=one_line(reported) if reported else None,
+            seconds=seconds,
+            resolution=resolution,
+            events=events,
+        )
+
+    def __str__(self) -> str:
+        """One line: `ImagePullError: qapm-home-… in pub-bjwdt for 35 s: Failed to pull image …`."""
+        subject = self.pod or self.summary
+        container = f" ({self.container})" if self.pod and self.container else ""
+        where = f" in {self.cluster}" if self.cluster else ""
+        long = f" for {self.seconds:.0f} s" if self.seconds is not None and self.seconds >= 0.5 else ""
+        told = self.reported or (self.summary if self.pod else "")
+        return f"{self.category}: {subject}{container}{where}{long}" + (f": {told}" if told else "")

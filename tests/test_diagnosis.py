@@ -1,0 +1,69 @@
+import pytest
+from pydantic import ValidationError
+
+from prefect_rollout.diagnosis import Category, Diagnosis
+
+STABLE = """
+    InvalidImageName ImagePullError CrashLoopBackOff OOMKilled ContainerConfigError Unschedulable
+    QuotaExceeded ContainerNotReady PodPending UnknownState NoPods OldPodsLeft NotObserved NoStatus
+    Unconfirmed ReplicasDiffer InvalidInput Configuration NotFound MetaData Template Unauthenticated
+    AccessDenied Rejected Conflict Overloaded ServerFault Unreachable UnusableAnswer Cancelled Locked
+    Internal
+"""
+
+
+def test_the_categories_are_the_ones_that_programs_know() -> None:
+    assert [str(category) for category in Category] == STABLE.split()
+
+
+@pytest.mark.parametrize("category", Category)
+def test_every_category_has_a_clause_and_something_to_do(category: Category) -> None:
+    diagnosis = Diagnosis.of(category)
+    assert diagnosis.summary
+    assert not diagnosis.summary.endswith(".")
+    assert diagnosis.resolution.endswith((".", "?"))
+
+
+@pytest.mark.parametrize(
+    ("diagnosis", "line"),
+    [
+        (
+            Diagnosis.of(
+                Category.IMAGE_PULL_ERROR,
+                cluster="pub-bjwdt",
+                pod="qapm-home-6d4cf56db6-x2x7q",
+                reported='Failed to pull image "qapm-web:1": not found',
+                seconds=35.2,
+            ),
+            (
+                "ImagePullError: qapm-home-6d4cf56db6-x2x7q in pub-bjwdt for 35 s: "
+                'Failed to pull image "qapm-web:1": not found'
+            ),
+        ),
+        (
+            Diagnosis.of(Category.CONTAINER_NOT_READY, cluster="a", pod="p", container="web", seconds=0),
+            "ContainerNotReady: p (web) in a: the container runs and is not ready",
+        ),
+        (
+            Diagnosis.of(Category.NO_PODS, cluster="a", seconds=95),
+            "NoPods: no pod is listed in a for 95 s",
+        ),
+        (Diagnosis.of(Category.CANCELLED), "Cancelled: the run was cancelled"),
+    ],
+    ids=["pod, report and seconds", "container without a report", "no pod", "nothing but a category"],
+)
+def test_a_diagnosis_is_one_line(diagnosis: Diagnosis, line: str) -> None:
+    assert str(diagnosis) == line
+
+
+def test_what_the_cloud_says_cannot_steer_a_terminal_or_break_the_line() -> None:
+    line = str(Diagnosis.of(Category.NO_PODS, cluster="a\nb", pod="p\x1b[31m", reported="x\r\n\x07y"))
+    assert line.isprintable()
+    assert Diagnosis.of(Category.NO_PODS, reported="x" * 10_000).reported == "x" * 299 + "…"
+
+
+def test_a_diagnosis_does_not_change_and_survives_json() -> None:
+    diagnosis = Diagnosis.of(Category.OOM_KILLED, pod="p", seconds=1.5, events=("OOMKilling: web",))
+    assert Diagnosis.model_validate_json(diagnosis.model_dump_json()) == diagnosis
+    with pytest.raises(ValidationError):
+        diagnosis.pod = "q"  # type: ignore[misc]
