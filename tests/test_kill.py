@@ -5,7 +5,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -46,7 +47,7 @@ RELEASE: dict[str, Any] = {
 }
 WRITES = ["template 1343170", *(f"publish 1343170 to {cluster}" for cluster in CLUSTERS)]
 POLLS = 2  # killed at the first ones; those that follow are the same
-AT_ONCE = 2  # more, and SQLite turns requests away, which Prefect repeats half a minute later
+AT_ONCE = 3
 SPEED = 50
 TABLE = "kill -9 at every exchange, then a retry of the same flow run"
 
@@ -124,11 +125,21 @@ def zygote(prefect_server: str) -> Iterator[Zygote]:
             yield made
 
 
+@asynccontextmanager
+async def serving(scenario: Scenario) -> AsyncIterator[SimulatorServer]:
+    """A cloud whose end does not stop the other releases of the walk."""
+    server = SimulatorServer(scenario, speed=SPEED).__enter__()
+    try:
+        yield server
+    finally:
+        await asyncio.to_thread(server.__exit__, None, None, None)
+
+
 async def killed_and_retried(
     client: PrefectClient, zygote: Zygote, clean: list[Exchange], killed: Exchange, *, after: bool, keys: bool
 ) -> None:
     fault = Fault(kind="never", nth=[killed.number], takes_effect=after)
-    with SimulatorServer(Scenario(idempotency=keys, faults=[fault]), speed=SPEED) as server:
+    async with serving(Scenario(idempotency=keys, faults=[fault])) as server:
         cloud, inside = Cloud(server), server.cloud
         run: FlowRun = await client.create_flow_run(deploy_latest_image, parameters=RELEASE, state=Pending())
         pid = zygote.start(run.id, cloud.environment)
