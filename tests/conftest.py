@@ -28,7 +28,7 @@ os.environ |= {
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     "DO_NOT_TRACK": "1",
     # Prefect reads all of the world's authorities anew for each of a flow's clients, for no TLS at all.
-    "SSL_CERT_FILE": str(_HOME / "authority.pem"),
+    "PREFECT_API_SSL_CERT_FILE": str(_HOME / "authority.pem"),
 }
 _authorities = ssl.create_default_context(cafile=certifi.where()).get_ca_certs(binary_form=True)
 (_HOME / "authority.pem").write_text(ssl.DER_cert_to_PEM_cert(_authorities[0]))

@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 
@@ -287,6 +289,143 @@ def test_an_interrupt_ends_the_command_and_all_it_started(cloud: Cloud, tmp_path
     assert "Live now: pub-bjwdt has template 1343170 online" in said
     assert "Traceback" not in said
     assert psutil.wait_procs(started, timeout=20)[1] == []
+
+
+def killed_after_its_publish(cloud: Cloud, home: Path, **variables: str) -> list[psutil.Process]:
+    """Starts a release and kills its process when the publish has taken effect; what else it started."""
+    cloud.faults({"kind": "never", "call": "publish", "takes_effect": True, "nth": 1})
+    process = psutil.Popen(
+        [COMMAND, "deploy", *HOME_APP, "--poll-seconds", "0.1"],
+        env=environment(home, **cloud.environment, **variables),
+        stderr=subprocess.DEVNULL,
+    )
+    until = time.monotonic() + 120
+    while not any(seen["fault"] for seen in cloud.requests):
+        assert process.poll() is None
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    started: list[psutil.Process] = process.children(recursive=True)
+    process.kill()
+    process.wait(10)
+    return started
+
+
+def test_a_killed_release_is_refused_while_it_counts_as_running_and_gone_on_with_once(
+    cloud: Cloud, prefect_server: str, tmp_path: Path
+) -> None:
+    api = {"PREFECT_API_URL": prefect_server}
+    killed_after_its_publish(cloud, tmp_path, **api)
+    (template, _) = cloud.record
+    run_id = template["idempotency_key"].partition(":")[0]
+
+    def retry() -> subprocess.CompletedProcess[str]:
+        return call("retry", run_id, "--json", home=tmp_path, variables={**cloud.environment, **api})
+
+    early = retry()
+    assert early.returncode == 2
+    assert "has not ended: it is Running" in early.stderr
+    assert json.loads(early.stdout)["error"]["field"] == "run_id"
+
+    crashed = {"state": {"type": "CRASHED"}}
+    assert httpx.post(f"{prefect_server}/flow_runs/{run_id}/set_state", json=crashed).is_success
+    ended = retry()
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout)
+    assert (result["outcome"], result["release_id"]) == ("released", run_id)
+    assert [entry["kind"] for entry in cloud.record] == ["template", "publish"]
+
+    again = retry()
+    assert again.returncode == 2
+    assert "ended well already" in again.stderr
+    assert "Traceback" not in early.stderr + ended.stderr + again.stderr
+
+
+def test_a_release_cancelled_in_prefect_says_so_and_can_be_gone_on_with(
+    make_cloud: Any, prefect_server: str, tmp_path: Path
+) -> None:
+    cloud = make_cloud(speed=5)  # slow-start then takes longer than a cancel
+    variables = {**cloud.environment, "PREFECT_API_URL": prefect_server}
+    process = subprocess.Popen(
+        [
+            *(COMMAND, "deploy", "--app-id", "3290", "--deployment", "slow-start"),
+            *("--poll-seconds", "0.5", "--poll-attempts", "200"),
+        ],
+        env=environment(tmp_path, **variables),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stderr
+    said = ""
+    while "wait for pods running" not in said:
+        said += (line := process.stderr.readline())
+        assert line, said
+    run_id = cloud.record[0]["idempotency_key"].partition(":")[0]
+    cancelling = {"state": {"type": "CANCELLING"}}
+    assert httpx.post(f"{prefect_server}/flow_runs/{run_id}/set_state", json=cancelling).is_success
+    said = process.stderr.read()
+    assert process.wait(60) == 130
+    assert "Cancelled: " in said
+    assert "pub-bjwdt has template 1343170" in said
+    assert "Traceback" not in said
+
+    ended = call("retry", run_id, home=tmp_path, variables=variables)
+    assert ended.returncode == 0, ended.stderr
+    assert [entry["kind"] for entry in cloud.record] == ["template", "publish"]
+
+
+def test_a_killed_release_of_the_embedded_api_is_offered_by_the_next_command_and_gone_on_with(
+    cloud: Cloud, tmp_path: Path
+) -> None:
+    orphans = killed_after_its_publish(cloud, tmp_path)
+    try:
+        other = call(
+            *("deploy", "--app-id", "3290", "--deployment", "qapm-api", "--poll-seconds", "0.1"),
+            home=tmp_path,
+            variables=cloud.environment,
+            timeout=240,
+        )
+        assert other.returncode == 0, other.stderr
+        offered = re.search(
+            r"A release was killed while it ran: qapm-home.* retry ([0-9a-f-]{36})", other.stderr
+        )
+        assert offered, other.stderr
+        ended = call("retry", offered[1], home=tmp_path, variables=cloud.environment, timeout=240)
+        assert ended.returncode == 0, ended.stderr
+        assert "Released: qapm-home" in ended.stderr
+        assert "was killed" not in ended.stderr
+    finally:
+        for process in orphans:
+            process.kill()
+    written = [entry["kind"] for entry in cloud.record if entry["deployment"] == "qapm-home"]
+    assert written == ["template", "publish"]
+
+
+@pytest.mark.parametrize(
+    ("flow", "says"),
+    [
+        ("", "is not the id of a flow run"),
+        ("unknown", "has no flow run"),
+        ("nightly", "is a run of the flow 'nightly'"),
+        ("restart", "is a run of the flow 'restart'"),  # of that name, and not ours
+    ],
+)
+def test_a_run_that_cannot_be_gone_on_with_is_named(
+    cloud: Cloud, prefect_server: str, tmp_path: Path, flow: str, says: str
+) -> None:
+    run_id = {"": "qapm-home", "unknown": "00000000-0000-4000-8000-000000000000"}.get(flow)
+    if run_id is None:
+        with httpx.Client(base_url=prefect_server, timeout=30) as api:
+            flow_id = api.post("/flows/", json={"name": flow}).json()["id"]
+            run_id = api.post(
+                "/flow_runs/", json={"flow_id": flow_id, "state": {"type": "FAILED", "name": "Failed"}}
+            ).json()["id"]
+    ended = call(
+        "retry", run_id, home=tmp_path, variables={**cloud.environment, "PREFECT_API_URL": prefect_server}
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert says in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert cloud.requests == []
 
 
 def test_the_simulator_serves_until_it_is_interrupted(tmp_path: Path) -> None:

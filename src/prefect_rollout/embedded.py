@@ -134,10 +134,13 @@ async def settle(flow_run_id: UUID | None, seconds: float = 10) -> None:
     until = time.monotonic() + seconds
     await asyncio.to_thread(EventsWorker.drain_all, timeout=seconds)
     async with get_client() as client:
+        tries = (await client.read_flow_run(flow_run_id)).run_count
         while time.monotonic() < until:
             runs = await client.read_task_runs(
                 flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
             )
-            if runs and all(run.state is not None and run.state.is_final() for run in runs):
+            # Those of an earlier try that was killed never end.
+            ours = [run for run in runs if run.flow_run_run_count == tries]
+            if ours and all(run.state is not None and run.state.is_final() for run in ours):
                 return
             await asyncio.sleep(0.1)
