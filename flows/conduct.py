@@ -48,7 +48,8 @@ from prefect_rollout.tasks import (
     report_release,
     wait_for_pods,
 )
-from prefect_rollout.tasks.before import Before
+from prefect_rollout.tasks.before import Before, still_online
+from prefect_rollout.tasks.step import may_have_run_before
 from prefect_rollout.text import one_line
 from prefect_rollout.verdict import RUNNING, Expected, Verdict
 
@@ -169,7 +170,11 @@ class Run:
         for number, stage in enumerate(stages):
             if number and self.request.pause_seconds:
                 await pause(self.request.pause_seconds, after=stages[number - 1][-1].cluster)
-            expected += [await self._write(move, write) for move in stage]
+            for move in stage:
+                if may_have_run_before():
+                    # What an earlier try of the run did may have been undone since.
+                    await still_online(self.platform, self.deployment, expected)
+                expected.append(await self._write(move, write))
             await self._watch(expected)
 
     def _stages(self, moves: Sequence[Move]) -> list[list[Move]]:
@@ -302,8 +307,8 @@ class Run:
 
     def failed(self, error: RolloutError) -> None:
         """Notes in the result how `error` ended the run, and in the error what is live where."""
-        if isinstance(error, ReleaseTimedOutError):
-            self.result.outcome = Outcome.TIMED_OUT
+        timed_out = isinstance(error, ReleaseTimedOutError)
+        self.result.outcome = Outcome.TIMED_OUT if timed_out else Outcome.FAILED
         if isinstance(error, ReleaseError) and error.verdict:
             self._note(error.verdict)
 
@@ -346,34 +351,50 @@ async def conduct(
 
     guard: Guard | None = None
     run: Run | None = None
+    late = False
     try:
         with listening(note_seconds):
             async with watching(run_id) as guard, open_target(request.target) as platform:
                 result.links = _links(run_id) | platform.links()
                 run = Run(request, result, platform, guard)
-                await _told(run, lambda: work(run, request))
+                try:
+                    await _told(run, lambda: work(run, request))
+                finally:
+                    late = guard.cancelled is None and await guard.asked_to_stop()
+        result.outcome = Outcome.RELEASED
     except RolloutError as error:
         error.result = result
         result.error = error.to_dict()
         await report(result)
+        if late:
+            return _cancelled(error)
         raise
     except (asyncio.CancelledError, TerminationSignal):
         result.outcome = Outcome.CANCELLED
         why = guard.cancelled if guard else None
         stopped = ReleaseCancelledError(why or "its process was told to end")
-        stopped.live = result.live if run and run.wrote else "as before, nothing was written"
+        stopped.live = result.live if run and run.wrote else "as before, no cluster was written to"
         stopped.result, result.error = result, stopped.to_dict()
         await _leave_report(result)
         current = asyncio.current_task()
         if why is None or current is None:
             raise  # Prefect says how: Crashed, or Cancelled by the worker that ends the process
         current.uncancel()
-        # A flow that returns a state ends in it, and its caller gets the error that the state holds.
-        state: State[ReleaseResult] = Cancelled(data=stopped, message=str(stopped))
-        return cast(ReleaseResult, state)
-    result.outcome = Outcome.RELEASED
+        return _cancelled(stopped)
     await report(result)
+    if late:
+        too_late = ReleaseCancelledError(
+            "it was cancelled too late, all was done", advice="Roll back if it shall not stay."
+        )
+        too_late.live, too_late.result = result.live, result
+        return _cancelled(too_late)
     return result
+
+
+def _cancelled(error: RolloutError) -> ReleaseResult:
+    """What a flow returns to end as Cancelled. Its caller never sees it: Prefect raises `error` there."""
+    state: State[ReleaseResult] = Cancelled(data=error, message=str(error))
+    return cast(ReleaseResult, state)
 
 
 async def _in_time(look: Awaitable[None]) -> None:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from pydantic import BaseModel
 
 from prefect_rollout.blocks import open_target
-from prefect_rollout.errors import NotFoundError, TemplateError
+from prefect_rollout.errors import ConflictError, NotFoundError, TemplateError
 from prefect_rollout.models import ClusterStatus, Deployment, Id, Version, same_id
 from prefect_rollout.platforms.port import Platform
 from prefect_rollout.tasks.step import run_logger, say, step
 from prefect_rollout.text import one_line
+from prefect_rollout.verdict import Expected
 
 
 class Before(BaseModel):
@@ -96,6 +97,26 @@ def pods_of(status: ClusterStatus | None) -> dict[str, str | None] | None:
     if status is None or status.pods is None:
         return None
     return {pod.name: pod.state for pod in status.pods}
+
+
+async def still_online(platform: Platform, deployment: Deployment, expected: Sequence[Expected]) -> None:
+    """Returns where what a try before this one published is still asked for.
+
+    Raises:
+        ConflictError: another release, or a rollback, has followed in a cluster.
+    """
+    if not expected:
+        return
+    online = {entry.cluster: entry.template_id for entry in await platform.online(deployment)}
+    for each in expected:
+        now = online.get(each.cluster)
+        if now is not None and not same_id(now, each.template_id):
+            raise ConflictError(
+                f"template {one_line(each.template_id, 40)} is not online in {one_line(each.cluster, 80)} "
+                f"any more, template {one_line(now, 40)} is: it was rolled back, or another release followed",
+                advice="Start a new release if it should go out again.",
+                cluster=each.cluster,
+            )
 
 
 async def _version(platform: Platform, deployment: Deployment, template_id: Id) -> Version | None:

@@ -107,12 +107,13 @@ def run_logger() -> "logging.Logger | logging.LoggerAdapter[logging.Logger]":
 def may_have_run_before() -> bool:
     """Whether this step may have been tried before, so that a write of it may have taken effect.
 
-    No only where Prefect knows that this is the first try of the task in the first run of the flow.
+    No only where Prefect knows that this is the first try of the task in the first run of the flow; in
+    the flow itself, that it is the flow's first.
     """
     task_run, flow_run = TaskRunContext.get(), FlowRunContext.get()
-    if task_run is None or flow_run is None or flow_run.flow_run is None:
+    if flow_run is None or flow_run.flow_run is None:
         return True
-    return task_run.task_run.run_count > 1 or flow_run.flow_run.run_count > 1
+    return flow_run.flow_run.run_count > 1 or (task_run is not None and task_run.task_run.run_count > 1)
 
 
 def _tries_left() -> bool:

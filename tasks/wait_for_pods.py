@@ -7,18 +7,16 @@ from collections.abc import Sequence
 
 from prefect_rollout.blocks import open_target
 from prefect_rollout.errors import (
-    ConflictError,
     PlatformError,
     ReleaseError,
     ReleaseFailedError,
     ReleaseTimedOutError,
 )
-from prefect_rollout.models import Deployment, same_id
-from prefect_rollout.platforms.port import Platform
+from prefect_rollout.models import Deployment
 from prefect_rollout.progress import Progress, tell
 from prefect_rollout.settings import patience
+from prefect_rollout.tasks.before import still_online
 from prefect_rollout.tasks.step import may_have_run_before, run_logger, step
-from prefect_rollout.text import one_line
 from prefect_rollout.verdict import Ending, Expected, Grace, Look, Verdict, judge
 
 
@@ -59,7 +57,7 @@ async def wait_for_pods(
     said = ""
     async with open_target(target) as platform:
         if may_have_run_before():
-            await _still_online(platform, deployment, expected)
+            await still_online(platform, deployment, expected)
         started = time.monotonic()
         tick = 0
         while True:
@@ -87,20 +85,6 @@ async def wait_for_pods(
             if not unanswered and said != (said := verdict.explain()):
                 logger.info("Waiting: %s", said)
             await asyncio.sleep(max(0.0, started + tick * poll_seconds - time.monotonic()))
-
-
-async def _still_online(platform: Platform, deployment: Deployment, expected: Sequence[Expected]) -> None:
-    """Raises where a retry would watch for something that is not asked for any more."""
-    online = {entry.cluster: entry.template_id for entry in await platform.online(deployment)}
-    for each in expected:
-        now = online.get(each.cluster)
-        if now is not None and not same_id(now, each.template_id):
-            raise ConflictError(
-                f"template {one_line(each.template_id, 40)} is not online in {one_line(each.cluster, 80)} "
-                f"any more, template {one_line(now, 40)} is: it was rolled back, or another release followed",
-                advice="Start a new release if it should go out again.",
-                cluster=each.cluster,
-            )
 
 
 def _error(verdict: Verdict, unanswered: PlatformError | None, seconds: float) -> ReleaseError:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import prefect.runtime
 import pytest
 from prefect import get_client
 from prefect.client.schemas.filters import (
@@ -34,9 +35,11 @@ from prefect_rollout.errors import (
     LockLostError,
     RejectedError,
     ReleaseCancelledError,
+    RolloutError,
 )
 from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.models import Outcome
+from prefect_rollout.progress import Progress, listening
 from support import Cloud
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -208,7 +211,7 @@ async def test_a_release_cancelled_before_a_write_writes_nothing(make_cloud: Any
     async with get_client() as client:
         ended = await client.read_flow_run(run.id)
     assert ended.state is not None
-    assert "nothing was written" in (ended.state.message or "")
+    assert "no cluster was written to" in (ended.state.message or "")
 
 
 async def test_ctrl_c_cancels_every_release_of_the_process(cloud: Cloud) -> None:
@@ -217,6 +220,31 @@ async def test_ctrl_c_cancels_every_release_of_the_process(cloud: Cloud) -> None
     assert guard.cancel_all("Ctrl-C")
     assert isinstance(await end(release), ReleaseCancelledError)
     assert not guard.cancel_all("Ctrl-C")
+
+
+@pytest.mark.parametrize(
+    ("deployment", "last", "outcome", "says"),
+    [
+        ("qapm-home", ("wait for pods", "done"), Outcome.RELEASED, "too late"),
+        ("no-quota", ("publish deployment", "failed"), Outcome.FAILED, "配额不足"),
+    ],
+)
+async def test_a_cancel_that_comes_too_late_leaves_the_run_cancelled_and_the_truth_told(
+    cloud: Cloud, deployment: str, last: tuple[str, str], outcome: Outcome, says: str
+) -> None:
+    def cancel(progress: Progress) -> None:
+        if (progress.step, progress.state) == last:
+            with get_client(sync_client=True) as client:
+                client.set_flow_run_state(prefect.runtime.flow_run.id, Cancelling())
+
+    with listening(cancel), pytest.raises(RolloutError, match=says) as caught:
+        await deploy_latest_image(**{**FAST, "deployment": deployment})
+    assert caught.value.result is not None
+    assert caught.value.result.outcome is outcome
+    async with get_client() as client:
+        ended = await client.read_flow_run(UUID(caught.value.result.release_id))
+    assert ended.state is not None
+    assert ended.state.is_cancelled()
 
 
 # ---- results ------------------------------------------------------------------------------------

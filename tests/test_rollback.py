@@ -1,8 +1,12 @@
 """Going back, cluster by cluster, restarting and scaling; judged by the simulated cloud's own record."""
 
 from typing import Any
+from uuid import UUID
 
 import pytest
+from prefect import get_client
+from prefect.flow_engine import run_flow_async
+from prefect.states import AwaitingRetry
 
 from prefect_rollout.errors import (
     ClusterNotFoundError,
@@ -136,6 +140,23 @@ async def test_where_nothing_was_online_before_there_is_nothing_to_go_back_to(ma
     make_cloud(**scenario)
     with pytest.raises(RollbackFailedError, match="nothing was"):
         await deploy_latest_image(**WEB, on_failure="rollback")
+
+
+async def test_a_retry_does_not_publish_beside_what_was_rolled_back(make_cloud: Any) -> None:
+    cloud = make_cloud(**two_clusters(kind="quota_refused", clusters=["c2"]))
+    with pytest.raises(RolloutError) as first:
+        await deploy_latest_image(**WEB, on_failure="rollback")
+    before = writes(cloud)
+    assert before == ["template 12", "publish 12 to c1", "publish 10 to c1"]
+    cloud.inside.set_behaviour(1, "web", [])  # there is quota now
+    assert first.value.result is not None
+    run_id = UUID(first.value.result.release_id)
+    async with get_client() as client:
+        await client.set_flow_run_state(run_id, AwaitingRetry(), force=True)
+        run = await client.read_flow_run(run_id)
+    with pytest.raises(ConflictError, match="rolled back"):
+        await run_flow_async(deploy_latest_image, flow_run=run, parameters={**WEB, "on_failure": "rollback"})
+    assert writes(cloud) == before
 
 
 # ---- rolling back by itself ---------------------------------------------------------------------

@@ -9,8 +9,8 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from uuid import UUID
@@ -91,7 +91,12 @@ class Guard:
 
         Raises:
             LockedError: another release held them all the while; it is named, and since when.
+            ConfigurationError: the Prefect API did not answer.
         """
+        with _answering():
+            await self._lock(names, tags, wait_seconds)
+
+    async def _lock(self, names: Sequence[str], tags: Iterable[str], wait_seconds: float) -> None:
         names = sorted(set(names))
         run = await self._client.read_flow_run(self._run_id)
         tags = sorted(set(tags))
@@ -124,6 +129,14 @@ class Guard:
                 _HOST: one_line(socket.gethostname(), 80),
             },
         )
+
+    async def asked_to_stop(self) -> bool:
+        """Whether the run was cancelled, be it too late; Prefect lets it end as Cancelled only."""
+        try:
+            state = (await self._client.read_flow_run(self._run_id)).state
+        except (httpx.TransportError, PrefectHTTPStatusError):
+            return False  # nor will its end be told then
+        return state is not None and state.type is StateType.CANCELLING
 
     async def safe_point(self) -> None:
         """Returns where a write may be sent now; asks the Prefect API.
@@ -271,6 +284,18 @@ _guard: ContextVar[Guard | None] = ContextVar("guard", default=None)
 _running: set[Guard] = set()
 
 
+@contextmanager
+def _answering() -> Iterator[None]:
+    """Turns what Prefect's client raises into an error of ours."""
+    try:
+        yield
+    except (httpx.TransportError, PrefectHTTPStatusError) as error:
+        raise ConfigurationError(
+            f"the Prefect API did not answer: {type(error).__name__} {one_line(error, 120)}".rstrip(),
+            advice="Check PREFECT_API_URL and that the Prefect server runs, then retry the run.",
+        ) from error
+
+
 @asynccontextmanager
 async def watching(run_id: UUID) -> AsyncIterator[Guard]:
     """Guards the flow run while the context lasts; `safe_point` finds the guard.
@@ -279,11 +304,12 @@ async def watching(run_id: UUID) -> AsyncIterator[Guard]:
         ConfigurationError: results cannot be kept, or those of the run's earlier tries are out of reach.
     """
     async with get_client() as client:
-        beat_seconds = await reaper.ensure(client)
         guard = Guard(client, run_id)
-        await guard.beat()  # before anything else: a run that never beat is found late when it is killed
-        await client.update_flow_run_labels(run_id, {_PROCESS: _process()})
-        await _check_results(await client.read_flow_run(run_id))
+        with _answering():
+            beat_seconds = await reaper.ensure(client)
+            await guard.beat()  # before anything else: a run that never beat is found late when it is killed
+            await client.update_flow_run_labels(run_id, {_PROCESS: _process()})
+            await _check_results(await client.read_flow_run(run_id))
         token = _guard.set(guard)
         _running.add(guard)
         keeper = asyncio.create_task(guard.keep(beat_seconds))
@@ -292,6 +318,8 @@ async def watching(run_id: UUID) -> AsyncIterator[Guard]:
         finally:
             keeper.cancel()
             await asyncio.wait([keeper])
+            if not keeper.cancelled() and (error := keeper.exception()):
+                get_run_logger().error("The release was not watched over to its end", exc_info=error)
             _running.discard(guard)
             _guard.reset(token)
             await guard.release()
