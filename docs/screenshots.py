@@ -48,8 +48,10 @@ def main() -> None:
             "K8S_SECRET_KEY": "demo-secret",
             "K8S_REGISTRY_URL": "harbor.qihoo.net",
         }
-        released = release(environment, "qapm-home", "weekly release", 20)
-        failed = release(environment, "bad-image", "hotfix", 4)
+        released = release(environment, "qapm-home", "weekly release")
+        failed = release(
+            environment, "bad-image", "hotfix", "--on-failure", "rollback", "--grace-seconds", "6"
+        )
         prefect(environment, "work-pool", "create", "rollout", "--type", "process")
         prefect(environment, "--no-prompt", "deploy", "--all")
         api = httpx.Client(base_url=f"{url}/api", timeout=30)
@@ -106,12 +108,12 @@ def prefect(environment: dict[str, str], *arguments: str) -> None:
     )
 
 
-def release(environment: dict[str, str], deployment: str, reason: str, attempts: int) -> str:
+def release(environment: dict[str, str], deployment: str, reason: str, *options: str) -> str:
     """Releases a deployment from the command line; the flow run's id."""
     ended = subprocess.run(
         [
             *(BIN / "prefect-rollout", "deploy", "--app-id", "3290", "--deployment", deployment),
-            *("--reason", reason, "--poll-seconds", "2", "--poll-attempts", str(attempts), "--json"),
+            *("--reason", reason, "--poll-seconds", "2", "--json", *options),
         ],
         env=environment,
         stdout=subprocess.PIPE,

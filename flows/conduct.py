@@ -10,7 +10,7 @@ import prefect.runtime
 from prefect import get_client, get_run_logger, task
 from prefect.cache_policies import INPUTS, RUN_ID
 from prefect.client.schemas.objects import State
-from prefect.exceptions import TerminationSignal
+from prefect.exceptions import Abort, TerminationSignal
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
 from prefect.states import Cancelled
 from prefect.utilities.urls import url_for
@@ -26,8 +26,9 @@ from prefect_rollout.errors import (
     ReleaseTimedOutError,
     RollbackFailedError,
     RolloutError,
+    UnforeseenError,
 )
-from prefect_rollout.guard import Guard, lock_name, watching
+from prefect_rollout.guard import Guard, Standing, lock_name, watching
 from prefect_rollout.models import (
     Action,
     ClusterResult,
@@ -113,8 +114,11 @@ class Run:
         self._deployment, result.app = checked.deployment, checked.app.name
         scope = await parse_metadata(checked.deployment, request.clusters)
         self.in_place = scope.in_place
+        # What an earlier try of the run wrote is not known yet.
+        written = None if may_have_run_before() else False
         result.clusters = [
-            ClusterResult(cluster=name, replicas=count) for name, count in scope.replicas.items()
+            ClusterResult(cluster=name, replicas=count, published=written)
+            for name, count in scope.replicas.items()
         ]
         if request.canary is not None and request.canary not in scope.replicas:
             raise ClusterNotFoundError.named(
@@ -191,7 +195,7 @@ class Run:
         pods = await write(move)
         cluster.published = True
         known = move.before.pods
-        return move.expected(None if known is None else known | (pods or {}))
+        return move.expected(pods if known is None else known | (pods or {}))
 
     async def _watch(self, expected: Sequence[Expected]) -> None:
         verdict = await wait_for_pods(
@@ -229,7 +233,9 @@ class Run:
         for cluster in self.result.clusters:
             cluster.online, cluster.online_known = online.get(cluster.cluster), True
             if cluster.published is None and not same_id(cluster.template_before, cluster.template):
-                cluster.published = same_id(cluster.online, cluster.template)
+                arrived = same_id(cluster.online, cluster.template)
+                # A write that was broken off on its way may yet take effect.
+                cluster.published = arrived or (None if self._guard.unanswered else False)
 
     async def _look_at_pods(self) -> None:
         names = [cluster.cluster for cluster in self.result.clusters]
@@ -255,11 +261,14 @@ class Run:
         expected: list[Expected] = []
         for move in reversed(moves):
             cluster = self._cluster(move.cluster)
+            name, target = one_line(move.cluster, 60), move.before.template_id
             if cluster.published is False:
                 continue
-            name, target = one_line(move.cluster, 60), move.before.template_id
-            cluster.rolled_back = False
+            ids = {str(move.template_id), str(target)}
+            if cluster.online_known and str(cluster.online) not in ids:
+                continue  # somebody else's release is online by now
             if target is None:
+                cluster.rolled_back = False
                 problems.append(f"{name}: what was online before is not known, or nothing was")
                 continue
             try:
@@ -270,16 +279,20 @@ class Run:
                     move.replicas,
                     over=move.template_id,
                     release_id=self.result.release_id,
-                    key="rollback",
+                    key=self._rollback_key(),
                     target=self.request.target,
                 )
             except RolloutError as error:
+                cluster.rolled_back = False
                 problems.append(f"{name}: {error.problem}")
                 continue
+            if (
+                pods is None
+            ):  # an earlier try wrote; what was listed at the last look stood before it or after
+                pods = {pod.name: pod.state for pod in cluster.pods}
             # Pods of before that still stand belong to what is gone back to.
-            baseline = (
-                None if pods is None else {k: v for k, v in pods.items() if k not in (move.before.pods or {})}
-            )
+            kept = move.before.pods or {}
+            baseline = {pod: state for pod, state in pods.items() if pod not in kept}
             back = move.model_copy(update={"template_id": target, "before": Before()})
             expected.append(back.expected(baseline))
         if expected:
@@ -289,17 +302,23 @@ class Run:
                 f"ROLLBACK FAILED: {'; '.join(problems)}; it was tried because {failure.problem}"
             ) from failure
 
+    def _rollback_key(self) -> str:
+        """What the publishes of a rollback are to the release; those of a retry are not the first one's."""
+        tries: int = prefect.runtime.flow_run.run_count
+        return "rollback" if tries < 2 else f"rollback-{tries}"
+
     async def _watch_back(self, expected: Sequence[Expected]) -> list[str]:
         try:
             await self._watch(expected)
-        except ReleaseError as error:
-            if error.verdict is None:
-                return [error.problem]
-            self._note(error.verdict)
-            for judged in error.verdict.clusters:
-                self._cluster(judged.cluster).rolled_back = judged.released
-            return [error.problem]
         except RolloutError as error:
+            verdict = error.verdict if isinstance(error, ReleaseError) else None
+            if verdict:
+                self._note(verdict)
+            released = (
+                {judged.cluster for judged in verdict.clusters if judged.released} if verdict else set()
+            )
+            for each in expected:
+                self._cluster(each.cluster).rolled_back = each.cluster in released
             return [error.problem]
         for each in expected:
             self._cluster(each.cluster).rolled_back = True
@@ -351,7 +370,7 @@ async def conduct(
 
     guard: Guard | None = None
     run: Run | None = None
-    late = False
+    standing = Standing.OURS
     try:
         with listening(note_seconds):
             async with watching(run_id) as guard, open_target(request.target) as platform:
@@ -360,20 +379,24 @@ async def conduct(
                 try:
                     await _told(run, lambda: work(run, request))
                 finally:
-                    late = guard.cancelled is None and await guard.asked_to_stop()
+                    if guard.cancelled is None:
+                        standing = await guard.standing()
         result.outcome = Outcome.RELEASED
     except RolloutError as error:
+        if standing is Standing.TAKEN_OVER:
+            # Neither a state nor a report of this process may stand over its successor's.
+            raise Abort(f"another process goes on with this run: {error}") from error
         error.result = result
         result.error = error.to_dict()
         await report(result)
-        if late:
+        if standing is Standing.CANCELLING:
             return _cancelled(error)
         raise
     except (asyncio.CancelledError, TerminationSignal):
         result.outcome = Outcome.CANCELLED
         why = guard.cancelled if guard else None
         stopped = ReleaseCancelledError(why or "its process was told to end")
-        stopped.live = result.live if run and run.wrote else "as before, no cluster was written to"
+        stopped.live = result.live if run and run.wrote else _untouched(result)
         stopped.result, result.error = result, stopped.to_dict()
         await _leave_report(result)
         current = asyncio.current_task()
@@ -381,14 +404,23 @@ async def conduct(
             raise  # Prefect says how: Crashed, or Cancelled by the worker that ends the process
         current.uncancel()
         return _cancelled(stopped)
+    if standing is Standing.TAKEN_OVER:
+        raise Abort("another process goes on with this run")
     await report(result)
-    if late:
+    if standing is Standing.CANCELLING:
         too_late = ReleaseCancelledError(
             "it was cancelled too late, all was done", advice="Roll back if it shall not stay."
         )
         too_late.live, too_late.result = result.live, result
         return _cancelled(too_late)
     return result
+
+
+def _untouched(result: ReleaseResult) -> str:
+    made = result.template_id if result.action is Action.DEPLOY else None
+    return "as before, no cluster was written to" + (
+        f"; template {one_line(made, 40)} was created" if made is not None else ""
+    )
 
 
 def _cancelled(error: RolloutError) -> ReleaseResult:
@@ -409,7 +441,12 @@ async def _in_time(look: Awaitable[None]) -> None:
 async def _told(run: Run, work: Callable[[], Awaitable[None]]) -> None:
     """`work`, with a last look at what is live where it does not end well after a write."""
     try:
-        await work()
+        try:
+            await work()
+        except RolloutError:
+            raise
+        except Exception as error:
+            raise UnforeseenError(f"{type(error).__name__}, which nobody foresaw") from error
     except RolloutError as error:
         run.failed(error)
         if run.wrote:
@@ -442,10 +479,10 @@ def first_name(what: str) -> Callable[[], str]:
 
 
 async def report(result: ReleaseResult) -> None:
-    """Step 8. A report that Prefect's API does not take changes nothing of how the release ended."""
+    """Step 8. A report that cannot be left changes nothing of how the release ended."""
     try:
         await report_release(result)
-    except httpx.HTTPError as error:
+    except Exception as error:  # noqa: BLE001 - whatever keeps it from being left
         get_run_logger().warning("The report could not be left: %s", one_line(error))
 
 

@@ -7,7 +7,7 @@ import prefect.runtime
 from prefect import flow
 from pydantic import Field
 
-from prefect_rollout.errors import RolloutError
+from prefect_rollout.errors import LockLostError, RolloutError
 from prefect_rollout.flows.conduct import Move, Run, conduct, rename
 from prefect_rollout.models import Action, ReleaseRequest, ReleaseResult, Version
 from prefect_rollout.tasks import (
@@ -39,7 +39,7 @@ async def deploy_latest_image(
     order: Literal["together", "one-by-one"] = "together",
     canary: str | None = None,
     pause_seconds: Annotated[float, Field(ge=0, le=86_400)] = 0,
-    poll_seconds: Annotated[float, Field(gt=0, le=3600)] = 5,
+    poll_seconds: Annotated[float, Field(ge=0.01, le=3600)] = 5,
     poll_attempts: Annotated[int, Field(ge=1, le=100_000)] = 20,
     grace_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30,
     lock_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = 600,
@@ -119,7 +119,8 @@ async def _deploy(run: Run, request: ReleaseRequest) -> None:
     try:
         await run.roll(moves, lambda move: publish(run, move))
     except RolloutError as error:
-        if request.on_failure == "rollback":
+        # Without the lock nothing may be written, be it to undo something.
+        if request.on_failure == "rollback" and not isinstance(error, LockLostError):
             await _back(run, moves, error)
         raise
 
@@ -144,7 +145,9 @@ async def _back(run: Run, moves: Sequence[Move], error: RolloutError) -> None:
         return
     await run.look()
     await run.roll_back(moves, error)
-    error.problem += "; rolled back"
+    if any(cluster.rolled_back for cluster in run.result.clusters):
+        error.problem += "; rolled back"
+        error.advice += " This run is over: start a new release when that is mended."
 
 
 def _name(request: ReleaseRequest, result: ReleaseResult) -> str:

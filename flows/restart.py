@@ -20,7 +20,7 @@ async def restart(
     order: Literal["together", "one-by-one"] = "together",
     canary: str | None = None,
     pause_seconds: Annotated[float, Field(ge=0, le=86_400)] = 0,
-    poll_seconds: Annotated[float, Field(gt=0, le=3600)] = 5,
+    poll_seconds: Annotated[float, Field(ge=0.01, le=3600)] = 5,
     poll_attempts: Annotated[int, Field(ge=1, le=100_000)] = 20,
     grace_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30,
     lock_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = 600,

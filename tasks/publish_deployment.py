@@ -53,9 +53,8 @@ async def publish_deployment(
             run_logger().info("%s has this release's template: not published again", one_line(cluster))
             return None
         status = (await platform.status(deployment, [cluster])).get(cluster)
-        await guard.safe_point()
-        await platform.publish(
-            deployment, template_id, cluster, replicas, key=f"{release_id}:{key}:{cluster}"
+        await guard.write(
+            platform.publish(deployment, template_id, cluster, replicas, key=f"{release_id}:{key}:{cluster}")
         )
     return pods_of(status)
 

@@ -34,5 +34,4 @@ async def restart_deployment(
             if moved or set(pods_of(now) or {}) - set(before.pods or {}):
                 run_logger().info("%s has restarted already: not asked again", one_line(cluster))
                 return
-        await guard.safe_point()
-        await platform.restart(deployment, cluster, key=f"{release_id}:restart:{cluster}")
+        await guard.write(platform.restart(deployment, cluster, key=f"{release_id}:restart:{cluster}"))

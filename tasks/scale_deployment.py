@@ -30,5 +30,4 @@ async def scale_deployment(
             if counted and counted.desired == replicas:
                 run_logger().info("%s wants %d already: not asked again", one_line(cluster), replicas)
                 return
-        await guard.safe_point()
-        await platform.scale(deployment, cluster, replicas, key=f"{release_id}:scale:{cluster}")
+        await guard.write(platform.scale(deployment, cluster, replicas, key=f"{release_id}:scale:{cluster}"))

@@ -56,14 +56,15 @@ async def upgrade_deployment(
         if created:
             run_logger().info("Template %s of this release exists: not created again", one_line(created[0]))
         else:
-            await guard.safe_point()
-            created = await platform.upgrade(
-                deployment,
-                template_id=template.id,
-                clusters=clusters,
-                images=images,
-                description=f"{one_line(reason, 200)} {release_mark(release_id)}".strip(),
-                key=f"{release_id}:upgrade",
+            created = await guard.write(
+                platform.upgrade(
+                    deployment,
+                    template_id=template.id,
+                    clusters=clusters,
+                    images=images,
+                    description=f"{one_line(reason, 200)} {release_mark(release_id)}".strip(),
+                    key=f"{release_id}:upgrade",
+                )
             )
     if len(created) != 1:
         listed = ", ".join(one_line(template_id, 40) for template_id in created) or "none"

@@ -5,6 +5,8 @@ import math
 import time
 from collections.abc import Sequence
 
+from prefect.cache_policies import NO_CACHE
+
 from prefect_rollout.blocks import open_target
 from prefect_rollout.errors import (
     PlatformError,
@@ -20,7 +22,8 @@ from prefect_rollout.tasks.step import may_have_run_before, run_logger, step
 from prefect_rollout.verdict import Ending, Expected, Grace, Look, Verdict, judge
 
 
-@step("wait for pods", "wait for pods of {deployment.name}")
+# Never from an earlier try: what was live then may have been undone since.
+@step("wait for pods", "wait for pods of {deployment.name}", cache_policy=NO_CACHE)
 async def wait_for_pods(
     deployment: Deployment,
     expected: Sequence[Expected],

@@ -9,6 +9,7 @@ from uuid import UUID
 import prefect.runtime
 import pytest
 from prefect import get_client
+from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -18,6 +19,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import Abort
 from prefect.filesystems import LocalFileSystem
 from prefect.flow_engine import run_flow_async
 from prefect.settings import (
@@ -155,7 +157,7 @@ async def test_a_crashed_holder_frees_the_lock_at_once_and_cannot_write_any_more
     heir = await deploy_latest_image(**api, lock_wait_seconds=20)
     assert heir.outcome is Outcome.RELEASED
     failure = await end(zombie)
-    assert isinstance(failure, LockLostError | ConflictError)
+    assert isinstance(failure, LockLostError | ConflictError | Abort)
     published = [(e["template"], e["cluster"]) for e in cloud.record if e["kind"] == "publish"]
     assert (1343170, "pub-bjyt") not in published
 
@@ -174,6 +176,48 @@ async def test_a_lost_lease_stops_the_release_before_its_next_write(make_cloud: 
     assert isinstance(failure, LockLostError)
     assert "lost its lock" in str(failure)
     assert cloud.record == []
+
+
+async def test_a_zombie_leaves_its_successors_run_alone(make_cloud: Any) -> None:
+    cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 4}])
+    api: dict[str, Any] = {**FAST, "deployment": "qapm-api", "on_failure": "rollback"}
+    zombie = asyncio.create_task(deploy_latest_image(**api))
+    await until(cloud, "upgrade")
+    await asyncio.sleep(0.5)
+    run = await run_of("qapm-api", "app:3290")
+    await set_state(run.id, Crashed())
+    heir = await again(str(run.id), api)
+    assert heir.outcome is Outcome.RELEASED
+    assert isinstance(await end(zombie), Abort)
+    assert cloud.writes == [
+        "template 1343170",
+        "publish 1343170 to pub-bjwdt",
+        "publish 1343170 to pub-bjyt",
+    ]
+    async with get_client() as client:
+        ended = await client.read_flow_run(run.id)
+    assert ended.state is not None
+    assert ended.state.is_completed()
+    assert "ROLLBACK" not in await report_of(run.id)
+
+
+@pytest.mark.parametrize("change", [{"limit": 0}, {"limit": 2}, {"active": False}])
+async def test_a_limit_that_does_not_admit_one_at_a_time_is_named(
+    cloud: Cloud, change: dict[str, Any]
+) -> None:
+    home: dict[str, Any] = {**FAST, "deployment": "qapm-home"}
+    await deploy_latest_image(**home)
+    name = guard.lock_name(cloud.url.partition("//")[2], 3290, "qapm-home", "pub-bjwdt")
+    async with get_client() as client:
+        await client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(**change))
+    with pytest.raises(ConfigurationError, match=name):
+        await deploy_latest_image(**home)
+    assert len(cloud.record) == 2
+    async with get_client() as client:
+        await client.update_global_concurrency_limit(
+            name, GlobalConcurrencyLimitUpdate(limit=1, active=True, active_slots=0)
+        )
+    assert (await deploy_latest_image(**home)).outcome is Outcome.RELEASED
 
 
 # ---- cancel -------------------------------------------------------------------------------------
@@ -212,6 +256,33 @@ async def test_a_release_cancelled_before_a_write_writes_nothing(make_cloud: Any
         ended = await client.read_flow_run(run.id)
     assert ended.state is not None
     assert "no cluster was written to" in (ended.state.message or "")
+
+
+async def test_a_write_that_is_on_its_way_is_heard_out_before_the_end(make_cloud: Any) -> None:
+    cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 2}])
+    release = asyncio.create_task(deploy_latest_image(**SLOW))
+    await until(cloud, "upgrade")
+    await asyncio.sleep(0.5)  # the publish is being answered
+    assert guard.cancel_all("Ctrl-C")
+    failure = await end(release)
+    assert isinstance(failure, ReleaseCancelledError)
+    assert failure.result is not None
+    (cluster,) = failure.result.clusters
+    assert (cluster.published, cluster.online) == (True, 1343170)
+    assert cloud.writes == ["template 1343170", "publish 1343170 to pub-bjwdt"]
+
+
+async def test_a_write_that_was_never_answered_is_told_as_unknown_and_keeps_the_lock(make_cloud: Any) -> None:
+    cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "never", "takes_effect": False}])
+    release = asyncio.create_task(deploy_latest_image(**SLOW))
+    await until(cloud, "publish")
+    assert guard.cancel_all("Ctrl-C")
+    failure = await end(release)
+    assert isinstance(failure, ReleaseCancelledError)
+    assert failure.result is not None
+    assert failure.result.clusters[0].published is None
+    with pytest.raises(LockedError):
+        await deploy_latest_image(**{**SLOW, "lock_wait_seconds": 0})
 
 
 async def test_ctrl_c_cancels_every_release_of_the_process(cloud: Cloud) -> None:

@@ -159,6 +159,31 @@ async def test_a_retry_does_not_publish_beside_what_was_rolled_back(make_cloud: 
     assert writes(cloud) == before
 
 
+async def test_a_retry_asks_again_what_is_live_and_takes_no_verdict_of_before(make_cloud: Any) -> None:
+    cloud = make_cloud(**two_clusters())
+    # As if its process had died after the last step, before Prefect knew.
+    run_id = UUID((await deploy_latest_image(**{**WEB, "poll_attempts": 100})).release_id)
+    for cluster, replicas in (("c1", 1), ("c2", 2)):
+        cloud.inside.publish(1, 1, 10, cluster, replicas, user="lisi", key=None)
+    async with get_client() as client:
+        await client.set_flow_run_state(run_id, AwaitingRetry(), force=True)
+        run = await client.read_flow_run(run_id)
+    with pytest.raises(ConflictError, match="not online in c1 any more"):
+        await run_flow_async(deploy_latest_image, flow_run=run, parameters=WEB)
+
+
+async def test_a_rollback_whose_answer_was_lost_is_still_recognised_by_names_alone(make_cloud: Any) -> None:
+    cloud = make_cloud(
+        optional_fields=False,
+        **two_clusters(kind="never_ready"),
+        faults=[{"call": "publish", "cluster": "c2", "kind": "reset_after", "nth": 2}],
+    )
+    with pytest.raises(ReleaseError, match="rolled back") as caught:
+        await deploy_latest_image(**{**WEB, "poll_attempts": 40}, on_failure="rollback")
+    assert not isinstance(caught.value, RollbackFailedError)
+    assert all(truth["rolled_out"] and truth["template"] == 10 for truth in cloud.truth("web"))
+
+
 # ---- rolling back by itself ---------------------------------------------------------------------
 
 

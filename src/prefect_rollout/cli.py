@@ -28,6 +28,7 @@ from prefect_rollout import embedded
 from prefect_rollout.errors import (
     ConfigurationError,
     InputError,
+    LockLostError,
     ReleaseCancelledError,
     ReleaseTimedOutError,
     RolloutError,
@@ -50,8 +51,16 @@ if TYPE_CHECKING:
 EXIT_CODES = {Outcome.RELEASED: 0, Outcome.FAILED: 1, Outcome.TIMED_OUT: 3, Outcome.CANCELLED: 130}
 WRONG_USE = 2
 
+
+class _Console(Console):
+    """A console whose reader may go away: the release goes on all the same."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 # Without emoji: the tag in an image's name such as r/app:bug:1 is no picture.
-err = Console(stderr=True, highlight=False, emoji=False)
+err = _Console(stderr=True, highlight=False, emoji=False)
 
 app = App(
     name="prefect-rollout",
@@ -319,7 +328,7 @@ def _conduct(work: Callable[[], Coroutine[Any, Any, ReleaseResult]], stdout: Tex
     err.print(f"Prefect API: {embedded.api_in_use()}", markup=False, soft_wrap=True)
     if embedded.in_use():
         err.print("It starts with this command, which takes some seconds, and ends with it.")
-    from prefect.exceptions import TerminationSignal
+    from prefect.exceptions import Abort, TerminationSignal
 
     result: ReleaseResult | None = None
     error: RolloutError | None = None
@@ -337,6 +346,8 @@ def _conduct(work: Callable[[], Coroutine[Any, Any, ReleaseResult]], stdout: Tex
         result, error = failure.result, failure
     except TerminationSignal as signalled:  # Prefect's word for SIGTERM
         raise KeyboardInterrupt from signalled
+    except Abort as aborted:  # another process goes on with the run
+        error = LockLostError(str(aborted))
     return _end(result, error, stdout)
 
 

@@ -28,6 +28,7 @@ RolloutError
 │   └── UnusableAnswerError     an answer that is not what the contract says
 ├── LockedError                 another release of the same deployment and cluster is running
 ├── LockLostError               the release's lock, or its right to go on, was lost: it stops before a write
+├── UnforeseenError             something of ours or of a library's went wrong that nobody foresaw
 └── ReleaseError                the release was started and did not end well
     ├── ReleaseFailedError      the platform or a pod says that it cannot succeed
     ├── ReleaseTimedOutError    the pods were not all ready within the polls allowed
@@ -341,6 +342,12 @@ class LockLostError(RolloutError):
 
     category = Category.LOCKED
     advice = "See whether another process goes on with this run; if none does, retry it."
+
+
+class UnforeseenError(RolloutError):
+    """Something went wrong that nobody foresaw; its `__cause__` says what, in the flow run's log."""
+
+    advice = "Read the flow run's log, and report what it says to the maintainers; then retry the run."
 
 
 class ReleaseError(RolloutError):

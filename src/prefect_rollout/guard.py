@@ -9,10 +9,12 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from enum import Enum
+from typing import Any, TypeVar
 from uuid import UUID
 
 import httpx
@@ -31,7 +33,8 @@ from prefect.client.schemas.objects import (
     FlowRun,
     StateType,
 )
-from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.exceptions import ObjectAlreadyExists, PrefectException, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 from prefect.results import aget_default_result_storage, get_result_store
 from prefect.types.names import BANNED_CHARACTERS
@@ -48,6 +51,14 @@ _TICK_SECONDS = 3.0  # a cancel has to be noticed well within 10 s
 _RENEW_SECONDS = 15.0
 _ASK_AGAIN_SECONDS = 2.0
 
+# How long a write that is on its way is heard out after a cancel.
+_ANSWER_SECONDS = 5.0
+
+# What Prefect's client raises where its API does not answer, or not as it should.
+_NO_ANSWER = (httpx.HTTPError, PrefectException, ValueError)
+
+T = TypeVar("T")
+
 # Labels of a flow run that holds locks.
 _LEASE, _LOCKS, _SINCE, _HOST = "rollout.lease", "rollout.locks", "rollout.locked-at", "rollout.host"
 # Label of a flow run that began: the process that runs it, or did.
@@ -60,17 +71,30 @@ def lock_name(platform: str, app_id: object, deployment: str, cluster: str) -> s
     return "".join("_" if char in BANNED_CHARACTERS else char for char in name)
 
 
+class Standing(Enum):
+    """Whose a run is when this process has done with it."""
+
+    OURS = "ours"
+    CANCELLING = "cancelling"
+    """It was cancelled, be it too late: Prefect lets it end as Cancelled only."""
+    TAKEN_OVER = "taken over"
+    """Another process goes on with it, since this one was given up for dead."""
+
+
 class Guard:
     """Watches over one flow run. `watching` makes one.
 
     Attributes:
         cancelled: why the run was asked to stop, once it was.
+        unanswered: whether it was stopped while a write was on its way whose answer nobody heard.
     """
 
-    def __init__(self, client: PrefectClient, run_id: UUID) -> None:
+    def __init__(self, client: PrefectClient, run_id: UUID, tries: int) -> None:
         self.cancelled: str | None = None
+        self.unanswered = False
         self._client = client
         self._run_id = run_id
+        self._tries = tries
         self._lease: UUID | None = None
         self._beaten = 0.0
         self._task = asyncio.current_task()
@@ -80,6 +104,29 @@ class Guard:
         if self.cancelled is None and self._task is not None:
             self.cancelled = why
             self._task.cancel(why)
+
+    async def write(self, request: Coroutine[Any, Any, T]) -> T:
+        """Sends a write, if this is a safe point, and hears its answer out even where the flow is cancelled.
+
+        A request that is broken off on its way may take effect at any time after. What is not answered
+        within some seconds of a cancel leaves the lock taken until the lease ends.
+
+        Raises:
+            LockLostError: nothing was sent.
+        """
+        try:
+            await self.safe_point()
+        except BaseException:
+            request.close()
+            raise
+        sending = asyncio.ensure_future(request)
+        try:
+            return await asyncio.shield(sending)
+        except asyncio.CancelledError:
+            await asyncio.wait([sending], timeout=_ANSWER_SECONDS)
+            self.unanswered = not sending.done() or sending.cancelled() or bool(sending.exception())
+            sending.cancel()
+            raise
 
     async def lock(self, names: Sequence[str], tags: Iterable[str], wait_seconds: float) -> None:
         """Takes all the locks, or none; `tags` find their holder again.
@@ -130,13 +177,22 @@ class Guard:
             },
         )
 
-    async def asked_to_stop(self) -> bool:
-        """Whether the run was cancelled, be it too late; Prefect lets it end as Cancelled only."""
+    async def standing(self) -> Standing:
+        """Where the run stands at its end, seen from this process; unknown counts as `ours`."""
         try:
-            state = (await self._client.read_flow_run(self._run_id)).state
-        except (httpx.TransportError, PrefectHTTPStatusError):
-            return False  # nor will its end be told then
-        return state is not None and state.type is StateType.CANCELLING
+            run = await self._client.read_flow_run(self._run_id)
+        except _NO_ANSWER:
+            return Standing.OURS
+        state = run.state.type if run.state else None
+        if self._replaced(run) or state in {StateType.SCHEDULED, StateType.PENDING}:
+            return Standing.TAKEN_OVER
+        return Standing.CANCELLING if state is StateType.CANCELLING else Standing.OURS
+
+    def _replaced(self, run: FlowRun) -> bool:
+        """Whether the run was begun again since this process began it."""
+        return run.run_count != self._tries or (
+            self._lease is not None and run.labels.get(_LEASE) != str(self._lease)
+        )
 
     async def safe_point(self) -> None:
         """Returns where a write may be sent now; asks the Prefect API.
@@ -144,26 +200,25 @@ class Guard:
         Raises:
             LockLostError: the lock is lost, the run was ended by someone, or the API does not answer.
         """
+        if self.cancelled is not None:
+            raise asyncio.CancelledError(self.cancelled)
         try:
-            run = await self._client.read_flow_run(self._run_id)
-            await self._mind(run)
+            await self._mind(await self._client.read_flow_run(self._run_id))
             if self._lease is not None:
                 await self._client.renew_concurrency_lease(self._lease, LEASE_SECONDS)
-        except PrefectHTTPStatusError as error:
-            if error.response.status_code == httpx.codes.GONE:
+        except _NO_ANSWER as error:
+            if isinstance(error, PrefectHTTPStatusError) and error.response.status_code == httpx.codes.GONE:
                 raise LockLostError("this release has lost its lock, and nothing more is written") from error
             raise LockLostError(
-                f"the Prefect API does not confirm the lock: {one_line(error, 120)}", retryable=True
-            ) from error
-        except httpx.TransportError as error:
-            raise LockLostError(
-                f"the Prefect API cannot be asked about the lock: {type(error).__name__}", retryable=True
+                f"the Prefect API does not confirm the lock: {_told_of(error)}", retryable=True
             ) from error
 
     async def _mind(self, run: FlowRun) -> None:
         """Stops the flow where its run's state says so."""
+        if self._replaced(run):
+            raise LockLostError("another process goes on with this run, and this one writes nothing more")
         state = run.state
-        if state is None or state.type in {StateType.RUNNING, StateType.PENDING}:
+        if state is None or state.type is StateType.RUNNING:
             return
         if state.type in {StateType.CANCELLING, StateType.CANCELLED}:
             self.cancel("cancelled in Prefect")
@@ -178,8 +233,8 @@ class Guard:
         self._beaten = time.monotonic()
         try:
             await reaper.beat(self._client, self._run_id)
-        except (httpx.TransportError, PrefectHTTPStatusError) as error:
-            get_run_logger().warning("The Prefect API took no heartbeat: %s", one_line(error))
+        except _NO_ANSWER as error:
+            get_run_logger().warning("The Prefect API took no heartbeat: %s", _told_of(error))
 
     async def keep(self, beat_seconds: float) -> None:
         """Renews the lease, tells that the run lives, listens for a cancel. Ends with the flow."""
@@ -195,21 +250,21 @@ class Guard:
                     renewed = now
                 await self._mind(await self._client.read_flow_run(self._run_id))
                 problem = ""
-            except (LockLostError, httpx.TransportError, PrefectHTTPStatusError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
                 # Not in the middle of a write: the next safe point stops the release.
                 if problem != (problem := type(error).__name__):
                     get_run_logger().warning("Not sure of the lock any more: %s", one_line(error))
             await asyncio.sleep(min(_TICK_SECONDS, beat_seconds))
 
     async def release(self) -> None:
-        """Frees the locks."""
-        if self._lease is None:
+        """Frees the locks, unless a write is on its way that was not answered."""
+        if self._lease is None or self.unanswered:
             return
         lease, self._lease = self._lease, None
         try:
             await self._client.release_concurrency_slots_with_lease(lease)
-        except (httpx.TransportError, PrefectHTTPStatusError) as error:
-            get_run_logger().warning("The lock ends by itself within a minute: %s", one_line(error))
+        except _NO_ANSWER as error:
+            get_run_logger().warning("The lock ends by itself within a minute: %s", _told_of(error))
 
     async def _acquire(self, names: Sequence[str]) -> UUID | None:
         try:
@@ -223,11 +278,18 @@ class Guard:
         except PrefectHTTPStatusError as error:
             if error.response.status_code == httpx.codes.LOCKED:
                 return None
+            if error.response.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+                raise _spoilt(names) from error
             raise
         granted = answer.json()
         lease = UUID(granted["lease_id"])
         missing = set(names) - {limit["name"] for limit in granted["limits"]}
         if not missing:
+            try:
+                await self._check_limits(names)
+            except BaseException:
+                await self._client.release_concurrency_slots_with_lease(lease)
+                raise
             return lease
         # Prefect grants limits that do not exist to everyone: a lease without them guards nothing.
         await self._client.release_concurrency_slots_with_lease(lease)
@@ -240,6 +302,13 @@ class Guard:
                 continue
         return await self._acquire(names)
 
+    async def _check_limits(self, names: Sequence[str]) -> None:
+        """Raises where a limit admits more than one, as anybody can set it to in the Prefect UI."""
+        for name in names:
+            limit = await self._client.read_global_concurrency_limit_by_name(name)
+            if not limit.active or limit.limit != 1 or limit.active_slots > 1:
+                raise _spoilt([name])
+
     async def _holders(self, names: Sequence[str], tags: Sequence[str]) -> list[FlowRun]:
         """The runs that took any of the locks last, as far as they still may hold them."""
         runs = await self._client.read_flow_runs(
@@ -251,6 +320,7 @@ class Guard:
                     )
                 ),
             ),
+            sort=FlowRunSort.START_TIME_DESC,
             limit=200,
         )
         return [
@@ -289,11 +359,23 @@ def _answering() -> Iterator[None]:
     """Turns what Prefect's client raises into an error of ours."""
     try:
         yield
-    except (httpx.TransportError, PrefectHTTPStatusError) as error:
+    except _NO_ANSWER as error:
         raise ConfigurationError(
-            f"the Prefect API did not answer: {type(error).__name__} {one_line(error, 120)}".rstrip(),
+            f"the Prefect API did not answer: {_told_of(error)}",
             advice="Check PREFECT_API_URL and that the Prefect server runs, then retry the run.",
         ) from error
+
+
+def _told_of(error: Exception) -> str:
+    return f"{type(error).__name__} {one_line(error, 120)}".rstrip()
+
+
+def _spoilt(names: Sequence[str]) -> ConfigurationError:
+    listed = ", ".join(repr(name) for name in names)
+    return ConfigurationError(
+        f"the concurrency limit {listed} does not admit one release at a time any more",
+        advice="Set it to active with a limit of 1 and no slot taken (`prefect gcl update`), or delete it.",
+    )
 
 
 @asynccontextmanager
@@ -304,12 +386,13 @@ async def watching(run_id: UUID) -> AsyncIterator[Guard]:
         ConfigurationError: results cannot be kept, or those of the run's earlier tries are out of reach.
     """
     async with get_client() as client:
-        guard = Guard(client, run_id)
         with _answering():
+            run = await client.read_flow_run(run_id)
+            guard = Guard(client, run_id, run.run_count)
             beat_seconds = await reaper.ensure(client)
             await guard.beat()  # before anything else: a run that never beat is found late when it is killed
             await client.update_flow_run_labels(run_id, {_PROCESS: _process()})
-            await _check_results(await client.read_flow_run(run_id))
+            await _check_results(run)
         token = _guard.set(guard)
         _running.add(guard)
         keeper = asyncio.create_task(guard.keep(beat_seconds))
@@ -380,8 +463,7 @@ def cancel_all(why: str) -> bool:
     return bool(_running)
 
 
-async def safe_point() -> None:
-    """`Guard.safe_point` of the flow that runs here; a step that is called by itself has none."""
+async def write(request: Coroutine[Any, Any, T]) -> T:
+    """`Guard.write` of the flow that runs here; a step that is called by itself has none."""
     guard = _guard.get()
-    if guard is not None:
-        await guard.safe_point()
+    return await (request if guard is None else guard.write(request))

@@ -404,7 +404,7 @@ class Request(BaseModel):
     order: Literal["together", "one-by-one"] = "together"
     canary: Cluster | None = None
     pause_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 0
-    poll_seconds: Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)] = 5
+    poll_seconds: Annotated[float, Field(ge=0.01, le=3600, allow_inf_nan=False)] = 5
     poll_attempts: Annotated[int, Field(ge=1, le=100_000)] = 20
     grace_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 30
     lock_wait_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 600

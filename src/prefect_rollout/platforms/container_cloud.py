@@ -158,7 +158,9 @@ class ContainerCloudClient:
 
     @property
     def identity(self) -> str:
-        return urlsplit(self._base).netloc
+        url = urlsplit(self._base)  # the host in small letters
+        usual = {"https": 443, "http": 80}.get(url.scheme)
+        return f"{url.hostname}" if url.port in {None, usual} else f"{url.hostname}:{url.port}"
 
     def links(self) -> dict[str, str]:
         links = {"Container cloud": self._base}
