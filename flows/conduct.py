@@ -40,7 +40,7 @@ from prefect_rollout.models import (
     same_id,
 )
 from prefect_rollout.platforms.port import Platform
-from prefect_rollout.progress import Progress, listening
+from prefect_rollout.progress import Progress, listening, tell
 from prefect_rollout.tasks import (
     check_deployment,
     note_online,
@@ -257,6 +257,7 @@ class Run:
         Raises:
             RollbackFailedError: in at least one cluster that did not succeed; the others were tried.
         """
+        tell(Progress("publish deployment", "running", "rolling back", aloud=True))
         problems: list[str] = []
         expected: list[Expected] = []
         for move in reversed(moves):
@@ -395,8 +396,7 @@ async def conduct(
     except (asyncio.CancelledError, TerminationSignal):
         result.outcome = Outcome.CANCELLED
         why = guard.cancelled if guard else None
-        stopped = ReleaseCancelledError(why or "its process was told to end")
-        stopped.live = result.live if run and run.wrote else _untouched(result)
+        stopped = _stopped(result, why, wrote=run is not None and run.wrote)
         stopped.result, result.error = result, stopped.to_dict()
         await _leave_report(result)
         current = asyncio.current_task()
@@ -416,11 +416,17 @@ async def conduct(
     return result
 
 
-def _untouched(result: ReleaseResult) -> str:
+def _stopped(result: ReleaseResult, why: str | None, *, wrote: bool) -> ReleaseCancelledError:
+    """The error of a run that was stopped, with what it leaves behind."""
+    stopped = ReleaseCancelledError(why or "its process was told to end")
+    if wrote:
+        stopped.live = result.live
+        return stopped
     made = result.template_id if result.action is Action.DEPLOY else None
-    return "as before, no cluster was written to" + (
-        f"; template {one_line(made, 40)} was created" if made is not None else ""
-    )
+    created = "" if made is None else f"; template {one_line(made, 40)} was created"
+    stopped.advice = "Retry the run to go on where it stopped."
+    stopped.live = f"as before, no cluster was written to{created}"
+    return stopped
 
 
 def _cancelled(error: RolloutError) -> ReleaseResult:

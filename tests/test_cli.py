@@ -189,6 +189,7 @@ def test_wrong_use_ends_2_and_names_what_is_wrong(
 ) -> None:
     ended = deploy(cloud, prefect_server, tmp_path, *arguments, "--json")
     assert ended.returncode == 2, ended.stderr
+    assert json.loads(ended.stdout)["outcome"] == "failed"
     assert says in ended.stderr
     assert "Traceback" not in ended.stderr
     assert cloud.record == []
@@ -376,26 +377,22 @@ def test_a_release_cancelled_in_prefect_says_so_and_can_be_gone_on_with(
 def test_a_killed_release_of_the_embedded_api_is_offered_by_the_next_command_and_gone_on_with(
     cloud: Cloud, tmp_path: Path
 ) -> None:
-    orphans = killed_after_its_publish(cloud, tmp_path)
-    try:
-        other = call(
-            *("deploy", "--app-id", "3290", "--deployment", "qapm-api", "--poll-seconds", "0.1"),
-            home=tmp_path,
-            variables=cloud.environment,
-            timeout=240,
-        )
-        assert other.returncode == 0, other.stderr
-        offered = re.search(
-            r"A release was killed while it ran: qapm-home.* retry ([0-9a-f-]{36})", other.stderr
-        )
-        assert offered, other.stderr
-        ended = call("retry", offered[1], home=tmp_path, variables=cloud.environment, timeout=240)
-        assert ended.returncode == 0, ended.stderr
-        assert "Released: qapm-home" in ended.stderr
-        assert "was killed" not in ended.stderr
-    finally:
-        for process in orphans:
-            process.kill()
+    started = killed_after_its_publish(cloud, tmp_path)
+    assert started
+    assert psutil.wait_procs(started, timeout=60)[1] == []  # its embedded API ends with it
+    other = call(
+        *("deploy", "--app-id", "3290", "--deployment", "qapm-api", "--poll-seconds", "0.1"),
+        home=tmp_path,
+        variables=cloud.environment,
+        timeout=240,
+    )
+    assert other.returncode == 0, other.stderr
+    offered = re.search(r"A release was killed while it ran: qapm-home.* retry ([0-9a-f-]{36})", other.stderr)
+    assert offered, other.stderr
+    ended = call("retry", offered[1], home=tmp_path, variables=cloud.environment, timeout=240)
+    assert ended.returncode == 0, ended.stderr
+    assert "Released: qapm-home" in ended.stderr
+    assert "was killed" not in ended.stderr
     written = [entry["kind"] for entry in cloud.record if entry["deployment"] == "qapm-home"]
     assert written == ["template", "publish"]
 

@@ -432,5 +432,7 @@ def check_truth(lane: Lane, exchange: Exchange, error: RolloutError, unasked: Co
 def live(cluster: str, asked: bool, online: int | None, running: int | None) -> str:
     if online is None:
         return f"{cluster}: {'nothing is online' if asked else 'what is online is not known'}"
-    pods = "pods not known" if running is None else f"{running} of {CLUSTERS[cluster]} pods Running"
+    pods = "pods not known"
+    if running is not None:
+        pods = f"{running} pods of any template Running, {CLUSTERS[cluster]} wanted"
     return f"{cluster} has template {online} online ({pods})"

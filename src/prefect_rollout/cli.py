@@ -394,6 +394,9 @@ def _end(result: ReleaseResult | None, error: RolloutError | None, stdout: TextI
             markup=False,
             soft_wrap=True,
         )
+    if error and result and not any(cluster.rolled_back for cluster in result.clusters):
+        ours = _command("prefect-rollout")
+        err.print(f"Go on with it: {ours} retry {result.release_id}", markup=False, soft_wrap=True)
     if stdout:
         document: dict[str, Any] = result.model_dump(mode="json") if result else {"outcome": outcome.value}
         if error:
@@ -466,8 +469,11 @@ def main() -> None:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(exit_on_error=False, error_console=err, result_action="return_value")
-    except CycloptsError:
+    except CycloptsError as error:
         code = WRONG_USE  # cyclopts has said what is wrong
+        if "--json" in sys.argv:
+            wrong = InputError(one_line(error))
+            sys.stdout.write(json_line({"outcome": Outcome.FAILED, "error": wrong.to_dict()}) + "\n")
     except RolloutError as error:
         _complain(error)
         code = WRONG_USE

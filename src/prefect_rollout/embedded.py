@@ -6,6 +6,7 @@ Call `prepare` or `isolate` before Prefect is imported: it reads its settings fr
 import asyncio
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,7 +24,8 @@ _DEFAULTS = {
     # With the default of 1 every flow run waits seconds behind the records of its task runs.
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_BATCH_SIZE": "200",
     "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_READ_BATCH_SIZE": "50",
-    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "0.2",
+    # Whole seconds: Prefect cuts fractions off, and with 0 its server would never rest.
+    "PREFECT_SERVER_SERVICES_TASK_RUN_RECORDER_FLUSH_INTERVAL": "1",
     # By default leases live in memory, and a server that restarts forgets who holds what.
     "PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE": "prefect.server.concurrency.lease_storage.filesystem",
     # The steps are shown by the command itself; the flow run's log holds the rest.
@@ -83,7 +85,10 @@ def reach() -> dict[UUID, str]:
 
     if in_use():
         with _spared_from_ctrl_c():
-            SubprocessASGIServer().start()
+            server = SubprocessASGIServer()
+            server.start()
+            if server.server_process:
+                _end_with_this_process(server.server_process.pid)
         return asyncio.run(_killed())
     with get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
@@ -104,6 +109,21 @@ async def _killed() -> dict[UUID, str]:
 
     async with get_client() as client:
         return {run.id: run.name for run in await reaper.sweep(client, gone=guard.ended_here)}
+
+
+_watches: list[subprocess.Popen[bytes]] = []
+
+
+def _end_with_this_process(pid: int) -> None:
+    """Has the process end when this one is killed, which leaves nobody to end it."""
+    if os.name == "posix":
+        # It reads from a pipe that nobody writes to: the pipe closes when this process is no more.
+        watch = ["sh", "-c", 'read -r _; kill "$0" 2>/dev/null', str(pid)]
+        _watches.append(
+            subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
+                watch, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+            )
+        )
 
 
 @contextmanager

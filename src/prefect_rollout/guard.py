@@ -162,20 +162,27 @@ class Guard:
             if time.monotonic() >= until:
                 raise LockedError.held(names, who, wait_seconds)
             if said != (said := who):
-                detail = f"waiting for another release of it: {who}" if who else "waiting for its lock"
+                detail = (
+                    f"waiting for another release of the deployment: {who}" if who else "waiting for its lock"
+                )
                 tell(Progress("parse metadata", "running", detail, aloud=True))
                 get_run_logger().info("%s", detail)
             await asyncio.sleep(min(_ASK_AGAIN_SECONDS, max(0.05, until - time.monotonic())))
+        try:
+            await self._client.update_flow_run_labels(
+                self._run_id,
+                {
+                    _LEASE: str(lease),
+                    _LOCKS: "\n".join(names),
+                    _SINCE: datetime.now(UTC).isoformat(timespec="seconds"),
+                    _HOST: one_line(socket.gethostname(), 80),
+                },
+            )
+        except BaseException:
+            await self._client.release_concurrency_slots_with_lease(lease)
+            raise
+        # Only now: a lease that the run does not name yet would look like a successor's.
         self._lease = lease
-        await self._client.update_flow_run_labels(
-            self._run_id,
-            {
-                _LEASE: str(lease),
-                _LOCKS: "\n".join(names),
-                _SINCE: datetime.now(UTC).isoformat(timespec="seconds"),
-                _HOST: one_line(socket.gethostname(), 80),
-            },
-        )
 
     async def standing(self) -> Standing:
         """Where the run stands at its end, seen from this process; unknown counts as `ours`."""

@@ -555,11 +555,13 @@ class ClusterResult(BaseModel):
 
     @property
     def live(self) -> str:
-        """What the cluster runs by the last look, such as `pub-bjwdt runs template 5 (1 pod Running)`."""
+        """What the cluster runs by the last look, such as `pub-bjwdt has template 5 online (…)`."""
         name = one_line(self.cluster, 60)
         if self.online is None:
             return f"{name}: {'nothing is online' if self.online_known else 'what is online is not known'}"
-        pods = "pods not known" if self.running is None else f"{self.running} of {self.replicas} pods Running"
+        pods = "pods not known"
+        if self.running is not None:
+            pods = f"{self.running} pods of any template Running, {self.replicas} wanted"
         return f"{name} has template {one_line(self.online, 40)} online ({pods})"
 
 
