@@ -7,7 +7,9 @@ is allowed and adds just that condition; naming one of a later wave is a mistake
 
 A release is named by its `name`, or else by `<app_id>/<deployment>`; no two share a name.
 
-Nothing is asked or written here: the only I/O is the reading of the file in `load_plan`.
+`Plan.of` and `load_plan` report all mistakes at once; `Plan.model_validate` raises pydantic's error with
+the same mistakes. A plan that exists has none, but for targets whose blocks nobody has looked up yet:
+`Plan.refuse_targets`. Nothing is asked or written here; the only I/O is the reading of the file.
 """
 
 import difflib
@@ -54,7 +56,7 @@ MOST_RELEASES = 1000
 
 
 class Options(Checked):
-    """What may be said for one release or, in `defaults`, for all. Empty: as `deploy_latest_image` has it."""
+    """What may be said for one release or, in `defaults`, for all; what is empty is as in `deploy`."""
 
     clusters: list[Cluster] | None = Field(
         default=None,
@@ -69,7 +71,7 @@ class Options(Checked):
     )
     order: Order | None = Field(
         default=None,
-        description="together publishes everywhere and then watches; one-by-one goes on when a cluster is ready.",
+        description="together publishes everywhere, then watches; one-by-one goes on when one is ready.",
     )
     canary: Cluster | None = Field(
         default=None, description="Cluster that is published and watched before all others."
@@ -90,7 +92,7 @@ class Options(Checked):
 
 
 class Release(Options):
-    """One release of a plan. What is empty is as the plan's `defaults` and `target` say."""
+    """One release of a plan; what is empty is as the plan's `defaults` and `target` say."""
 
     name: Annotated[str, Field(max_length=507)] = Field(
         default="",
@@ -163,12 +165,7 @@ class Ready:
 
 
 class Plan(Checked):
-    """A batch of releases, in waves.
-
-    `Plan.of` and `load_plan` report all mistakes at once; `model_validate` raises pydantic's error
-    with the same mistakes. A plan that exists has none, but for targets that no one has looked up:
-    `refuse_targets`.
-    """
+    """A batch of releases, in waves."""  # the form in the Prefect UI shows this
 
     target: str = Field(
         default="container-cloud/default",
@@ -418,9 +415,11 @@ def _path(loc: Sequence[str | int], values: Any) -> yaml_lines.Path:
     path: list[str | int] = []
     for part in loc:
         held: Any = values.__dict__ if isinstance(values, BaseModel) else values
-        if isinstance(held, list | tuple):
-            held = dict(enumerate(held))
-        if isinstance(held, dict) and part in held:
+        if isinstance(held, dict):
+            there = part in held
+        else:
+            there = isinstance(held, list | tuple) and isinstance(part, int) and part < len(held)
+        if there:
             values = held[part]
             path.append(part)
     return tuple(path)
@@ -497,11 +496,14 @@ def _between(outlines: Sequence[_Outline]) -> Iterator[tuple[yaml_lines.Path, st
                     f"releases.{first} has the name {_quoted(outline.name)} too; give one another `name`",
                 )
     edges: dict[int, list[int]] = {}
+    guesses = 20  # each goes through all names
     for number, outline in enumerate(outlines):
         for place, other in outline.after.items():
             path = ("releases", number, "after", place)
             if other not in numbers:
-                yield path, f"there is no release named {_quoted(other)}{_near(other, numbers)}"
+                near = _near(other, numbers) if guesses > 0 else ""
+                guesses -= 1
+                yield path, f"there is no release named {_quoted(other)}{near}"
                 continue
             before = outlines[numbers[other]]
             if outline.wave is not None and before.wave is not None and before.wave > outline.wave:

@@ -69,7 +69,9 @@ def read_yaml(raw: bytes) -> Document:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         problem = ", ".join(part for part in (error.context, error.problem) if part)
-        return Document(flaws=[Flaw(mark.line + 1 if mark else 1, (), f"neither YAML nor JSON: {problem}")])
+        # libyaml puts the end of a file that ends too early on a line that the file does not have.
+        line = min(mark.line, raw.count(b"\n")) + 1 if mark else 1
+        return Document(flaws=[Flaw(line, (), f"neither YAML nor JSON: {problem}")])
     except yaml.YAMLError as error:
         return Document(flaws=[Flaw(1, (), f"neither YAML nor JSON: {error}")])
 
