@@ -2,6 +2,7 @@
 
 RolloutError
 ├── InputError                  a value that the caller gave cannot be used; nothing was asked
+│   └── PlanError               a plan of releases has mistakes; all are listed
 ├── ConfigurationError          a block, environment variable or file is missing or unusable
 ├── NotFoundError               the platform does not have what was named
 │   ├── AppNotFoundError
@@ -42,7 +43,7 @@ what to do next, for people and programs alike).
 """
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
 
 from prefect_rollout.diagnosis import Category, Diagnosis
 from prefect_rollout.text import one_line
@@ -132,6 +133,57 @@ class InputError(RolloutError):
 
     category = Category.INVALID_INPUT
     advice = "Correct the value and start again; nothing was written."
+
+
+class Mistake(TypedDict):
+    """One mistake of a plan.
+
+    Attributes:
+        line: line of the file, from 1; `None` where there is no file.
+        field: path of the field, such as `releases.3.app_id`, counted from 0; empty for the whole plan.
+        problem: what is wrong, as a clause.
+    """
+
+    line: int | None
+    field: str
+    problem: str
+
+
+class PlanError(InputError):
+    """A plan of releases has mistakes; nothing was started. `data["mistakes"]` has every `Mistake`."""
+
+    advice = "Correct the plan and start again; nothing was started."
+    shown: ClassVar[int] = 100  # a screen or a log holds no more; `data` has the rest
+
+    @classmethod
+    def of(cls, mistakes: Sequence[Mistake], plan: str = "the plan") -> Self:
+        """The error for those mistakes of `plan`, such as `the plan release.yaml`."""
+        safe = [
+            Mistake(
+                line=mistake["line"],
+                field=one_line(mistake["field"], 200),
+                problem=one_line(mistake["problem"]),
+            )
+            for mistake in mistakes
+        ]
+        count = "a mistake" if len(safe) == 1 else f"{len(safe)} mistakes"
+        return cls(f"{one_line(plan)} has {count}", mistakes=safe)
+
+    def __str__(self) -> str:
+        """`problem:`, then each mistake on a line of its own, then the advice."""
+        mistakes: list[Mistake] = self.data.get("mistakes", [])
+        if not mistakes:
+            return super().__str__()
+        where = f"{self.step}: " if self.step else ""
+        lines = [f"{where}{self.problem}:"]
+        for mistake in mistakes[: self.shown]:
+            line = f"line {mistake['line']}" if mistake["line"] else ""
+            lines.append(
+                "  " + ": ".join(part for part in (line, mistake["field"], mistake["problem"]) if part)
+            )
+        if len(mistakes) > self.shown:
+            lines.append(f"  and {len(mistakes) - self.shown} more")
+        return "\n".join([*lines, self.advice])
 
 
 class ConfigurationError(RolloutError):

@@ -389,25 +389,72 @@ class Publication(Payload):
 
 
 Cluster = Annotated[str, Field(min_length=1, max_length=253)]
+Name = Annotated[str, Field(min_length=1, max_length=253)]
+Image = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^\S+$")]
+Reason = Annotated[str, Field(max_length=1000)]
+Order = Literal["together", "one-by-one"]
+OnFailure = Literal["stop", "rollback"]
+Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
+PollSeconds = Annotated[float, Field(ge=0.01, le=3600, allow_inf_nan=False)]
+PollAttempts = Annotated[int, Field(ge=1, le=100_000)]
 
 
-class Request(BaseModel):
-    """What every flow is asked for. `Request.of` checks it before anything is asked or written."""
+class Checked(BaseModel):
+    """The checks of the fields that requests and plans share. A misspelt key is a mistake."""
 
     model_config = ConfigDict(extra="forbid")
 
+    @field_validator("app_id", "deployment", "template_id", "to_template", check_fields=False)
+    @classmethod
+    def _usable_id(cls, value: int | str | None) -> int | str | None:
+        if value is None or value == "":
+            return value
+        return usable_id(value)
+
+    @field_validator("app_id", check_fields=False)
+    @classmethod
+    def _app_given(cls, value: int | str) -> int | str:
+        if value == "":
+            raise ValueError("an app id is needed, such as 3290")
+        return value
+
+    @field_validator("target", check_fields=False)
+    @classmethod
+    def _slug_and_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(r"[a-z0-9-]{1,200}/[a-z0-9-]{1,200}", value):
+            raise ValueError("a target is a block as type-slug/name, such as container-cloud/default")
+        return value
+
+    @field_validator("clusters", check_fields=False)
+    @classmethod
+    def _clusters_once(cls, value: list[str] | None) -> list[str] | None:
+        for cluster in value or []:
+            usable_cluster(cluster)
+        if value is not None and len(set(value)) != len(value):
+            raise ValueError("a cluster is named twice")
+        return value
+
+    @field_validator("canary", check_fields=False)
+    @classmethod
+    def _canary_usable(cls, value: str | None) -> str | None:
+        return value and usable_cluster(value)
+
+
+class Request(Checked):
+    """What every flow is asked for. `Request.of` checks it before anything is asked or written."""
+
     app_id: Id
-    deployment: str = Field(min_length=1, max_length=253)
+    deployment: Name
     target: str = "container-cloud/default"
     clusters: list[Cluster] | None = None
-    reason: Annotated[str, Field(max_length=1000)] = ""
-    order: Literal["together", "one-by-one"] = "together"
+    reason: Reason = ""
+    order: Order = "together"
     canary: Cluster | None = None
-    pause_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 0
-    poll_seconds: Annotated[float, Field(ge=0.01, le=3600, allow_inf_nan=False)] = 5
-    poll_attempts: Annotated[int, Field(ge=1, le=100_000)] = 20
-    grace_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 30
-    lock_wait_seconds: Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)] = 600
+    pause_seconds: Seconds = 0
+    poll_seconds: PollSeconds = 5
+    poll_attempts: PollAttempts = 20
+    grace_seconds: Seconds = 30
+    lock_wait_seconds: Seconds = 600
 
     @classmethod
     def of(cls, **values: Any) -> Self:
@@ -421,48 +468,18 @@ class Request(BaseModel):
         except ValidationError as error:
             raise InputError(first_mistake(error), field=str(error.errors()[0]["loc"][0])) from None
 
-    @field_validator("app_id", "deployment", "template_id", "to_template", check_fields=False)
-    @classmethod
-    def _usable_id(cls, value: int | str | None) -> int | str | None:
-        if value is None or value == "":
-            return value
-        return usable_id(value)
-
-    @field_validator("app_id")
-    @classmethod
-    def _app_given(cls, value: int | str) -> int | str:
-        if value == "":
-            raise ValueError("an app id is needed, such as 3290")
-        return value
-
-    @field_validator("target")
-    @classmethod
-    def _slug_and_name(cls, value: str) -> str:
-        if not re.fullmatch(r"[a-z0-9-]{1,200}/[a-z0-9-]{1,200}", value):
-            raise ValueError("a target is a block as type-slug/name, such as container-cloud/default")
-        return value
-
     @field_validator("clusters")
     @classmethod
-    def _clusters_once(cls, value: list[str] | None) -> list[str] | None:
-        for cluster in value or []:
-            usable_cluster(cluster)
-        if value is not None and len(set(value)) != len(value):
-            raise ValueError("a cluster is named twice")
+    def _none_named_is_all(cls, value: list[str] | None) -> list[str] | None:
         return value or None
-
-    @field_validator("canary")
-    @classmethod
-    def _canary_usable(cls, value: str | None) -> str | None:
-        return value and usable_cluster(value)
 
 
 class ReleaseRequest(Request):
     """What one release asks for."""
 
     template_id: Id | None = None
-    images: dict[str, Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^\S+$")]] | None = None
-    on_failure: Literal["stop", "rollback"] = "stop"
+    images: dict[str, Image] | None = None
+    on_failure: OnFailure = "stop"
 
 
 class RollbackRequest(Request):
