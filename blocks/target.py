@@ -5,22 +5,37 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
-import httpx
 from prefect.blocks.abstract import CredentialsBlock
 from prefect.blocks.core import Block, UnknownBlockType
-from prefect.exceptions import PrefectHTTPStatusError
-from pydantic import ValidationError
+from pydantic import Field
 
+from prefect_rollout.blocks.load import load
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.models import first_mistake
 from prefect_rollout.platforms.port import Platform
 from prefect_rollout.text import one_line
 
 
 class TargetBlock(CredentialsBlock, ABC):
-    """A block that gives a client of a platform."""
+    """A block that gives a client of a platform.
+
+    Attributes:
+        windows: Name of the release-windows block that its releases obey.
+    """
+
+    windows: str = Field(
+        default="default",
+        pattern=r"^[a-z0-9-]*$",
+        title="Release windows",
+        description="Name of the release-windows block that its releases obey; empty for none.",
+    )
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """Puts what all targets have last: the block's form shows the fields in this order."""
+        super().__pydantic_init_subclass__(**kwargs)
+        cls.model_fields["windows"] = cls.model_fields.pop("windows")
 
     @abstractmethod
     def get_client(self, *args: Any, **kwargs: Any) -> Platform:
@@ -52,30 +67,24 @@ async def load_target(target: str) -> TargetBlock:
             advice=f"Give type-slug/name, where the type is one of: {', '.join(kinds)}.",
             field="target",
         )
-    try:
-        return await kind.aload(name)
-    except RuntimeError as error:  # Prefect's word for a block that does not fit its type
-        mistake = error.__cause__
-        what = first_mistake(mistake) if isinstance(mistake, ValidationError) else "it cannot be loaded"
-        raise ConfigurationError(
-            f"target: the block {target} cannot be used: {what}", field="target"
-        ) from None  # Prefect's own text would show what the block holds
-    except ValueError as error:
-        made = kind.from_environment() if name == "default" else None
-        if made is None:
-            raise ConfigurationError(
-                f"target: there is no block {one_line(target, 120)}", field="target"
-            ) from error
-        return made
-    except (httpx.TransportError, PrefectHTTPStatusError) as error:
-        raise ConfigurationError(
-            f"target: the Prefect API did not give the block {target}: {type(error).__name__}",
-            advice="Check PREFECT_API_URL and that the Prefect server runs.",
-            retryable=True,
-        ) from error
+    block = await load(kind, name, field="target")
+    if block is None and name == "default":
+        block = kind.from_environment()
+    if block is None:
+        raise ConfigurationError(f"target: there is no block {one_line(target, 120)}", field="target")
+    return block
 
 
-_open: ContextVar[tuple[str, asyncio.AbstractEventLoop, Platform] | None] = ContextVar("open", default=None)
+class _Open(NamedTuple):
+    """The platform of a target, as it is open on an event loop."""
+
+    target: str
+    loop: asyncio.AbstractEventLoop
+    platform: Platform
+    windows: str
+
+
+_open: ContextVar[_Open | None] = ContextVar("open", default=None)
 
 
 @asynccontextmanager
@@ -85,14 +94,28 @@ async def open_target(target: str) -> AsyncIterator[Platform]:
     A step that is called within a flow's `open_target` shares the flow's client; called by itself,
     it opens its own. A client is never carried to another event loop, where it could not be used.
     """
-    loop = asyncio.get_running_loop()
-    current = _open.get()
-    if current and current[:2] == (target, loop):
-        yield current[2]
+    if current := _opened(target):
+        yield current.platform
         return
-    async with (await load_target(target)).get_client() as platform:
-        token = _open.set((target, loop, platform))
+    block = await load_target(target)
+    async with block.get_client() as platform:
+        token = _open.set(_Open(target, asyncio.get_running_loop(), platform, block.windows))
         try:
             yield platform
         finally:
             _open.reset(token)
+
+
+async def windows_of(target: str) -> str:
+    """The name of the release-windows block that releases of `target` obey; empty for none.
+
+    Raises:
+        ConfigurationError: the target's block, where it is not open, cannot be loaded.
+    """
+    current = _opened(target)
+    return current.windows if current else (await load_target(target)).windows
+
+
+def _opened(target: str) -> _Open | None:
+    current = _open.get()
+    return current if current and current[:2] == (target, asyncio.get_running_loop()) else None

@@ -1,9 +1,10 @@
-"""Takes the pictures of the README: a release and a failed one in the Prefect UI.
+"""Takes the pictures of the README and the docs: releases, a batch, an approval, in the Prefect UI.
 
-    .venv/bin/python docs/screenshots.py
+    uv run --group pictures docs/screenshots.py
 
-Starts a Prefect server and a simulated cloud of its own, releases two deployments, and photographs
-their runs with headless Chromium, which has to be installed (`chromium` on the path).
+Starts a Prefect server, a worker and a simulated cloud of its own, has one release succeed, one fail,
+one planned, a batch with a bad image and an approval that waits, and photographs what a person sees
+with headless Chromium, which has to be installed (`chromium` on the path).
 """
 
 import json
@@ -14,16 +15,44 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
+from playwright.sync_api import Page, sync_playwright
 
 from prefect_rollout.simulator import Scenario, SimulatorServer
 
 BIN = Path(sys.executable).parent
 PICTURES = Path(__file__).parent / "pictures"
+PLAN = {
+    "defaults": {"poll_seconds": 1, "poll_attempts": 60, "grace_seconds": 5, "reason": "July release"},
+    "failure_budget": "20%",
+    "max_parallel": 4,
+    "soak_seconds": 2,
+    "releases": [
+        {"app_id": 3290, "deployment": "qapm-home"},
+        {"app_id": 3290, "deployment": "bad-image", "on_failure": "rollback"},
+        {
+            "app_id": 3290,
+            "deployment": "qapm-api",
+            "wave": 2,
+            "clusters": ["pub-bjwdt"],
+            "name": "qapm-api first",
+        },
+        {"app_id": 3290, "deployment": "slow-start", "wave": 2},
+        {
+            "app_id": 3290,
+            "deployment": "qapm-api",
+            "clusters": ["pub-bjyt"],
+            "name": "qapm-api rest",
+            "wave": 3,
+            "after": ["qapm-api first"],
+        },
+    ],
+}
 
 
 def main() -> None:
@@ -32,41 +61,93 @@ def main() -> None:
     if not chromium:
         sys.exit("chromium is not on the path: install it first")
     PICTURES.mkdir(exist_ok=True)
-    with (
-        tempfile.TemporaryDirectory() as home,
-        prefect_server(Path(home)) as url,
-        SimulatorServer(Scenario(), speed=2) as cloud,
-    ):
+    with ExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        url = stack.enter_context(prefect_server(home))
+        cloud = stack.enter_context(SimulatorServer(Scenario(), speed=2))
         environment = {
             **{
                 name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "K8S_"))
             },
-            "PREFECT_HOME": home,
+            "PREFECT_HOME": str(home),
             "PREFECT_API_URL": f"{url}/api",
             "K8S_API_URL": cloud.url,
             "K8S_KEY_ID": "demo-key",
             "K8S_SECRET_KEY": "demo-secret",
             "K8S_REGISTRY_URL": "harbor.qihoo.net",
         }
+        api = stack.enter_context(httpx.Client(base_url=f"{url}/api", timeout=30))
+        prefect(environment, "work-pool", "create", "rollout", "--type", "process")
+        prefect(environment, "--no-prompt", "deploy", "--all")
+        prefect(environment, "block", "register", "-m", "prefect_rollout.blocks")
+        stack.enter_context(worker(environment, home))
+
+        planned = release(environment, "qapm-home", "weekly release", "--dry-run")
         released = release(environment, "qapm-home", "weekly release")
         failed = release(
             environment, "bad-image", "hotfix", "--on-failure", "rollback", "--grace-seconds", "6"
         )
-        prefect(environment, "work-pool", "create", "rollout", "--type", "process")
-        prefect(environment, "--no-prompt", "deploy", "--all")
-        api = httpx.Client(base_url=f"{url}/api", timeout=30)
-        deployment = api.get("/deployments/name/deploy-latest-image/deploy-latest-image").json()["id"]
-        pages = {
-            "released": (f"/runs/flow-run/{released}", 1000),
-            "failed": (f"/runs/flow-run/{failed}", 1000),
-            "released-report": (f"/artifacts/artifact/{artifact(api, released)}", 1500),
-            "failed-report": (f"/artifacts/artifact/{artifact(api, failed)}", 1300),
-            "runs": ("/runs", 900),
-            "run-form": (f"/deployments/deployment/{deployment}/run", 1900),
-        }
-        for name, (path, height) in pages.items():
-            photograph(chromium, f"{url}{path}", PICTURES / f"{name}.png", height)
-            print(PICTURES / f"{name}.png")
+        batch = call(environment, "batch", str(written(home / "plan.json", PLAN)), "--json")["batch_id"]
+        waiting = started(
+            api,
+            "deploy-latest-image",
+            deployment="qapm-api",
+            approval="before-release",
+            requested_by="zhangsan",
+        )
+        eventually(lambda: state(api, waiting) == "PAUSED")
+
+        form = deployment_id(api, "deploy-latest-image")
+        batch_form = deployment_id(api, "deploy-batch")
+        playwright = stack.enter_context(sync_playwright())
+        browser = stack.enter_context(playwright.chromium.launch(executable_path=chromium))
+        camera = Camera(browser.new_page(viewport={"width": 1400, "height": 1000}), url)
+        camera.take("released", f"/runs/flow-run/{released}", top=True)
+        camera.take("failed", f"/runs/flow-run/{failed}", top=True)
+        camera.take("batch", f"/runs/flow-run/{batch}", top=True)
+        camera.take("approval-run", f"/runs/flow-run/{waiting}", top=True)
+        camera.take("released-report", artifact(api, released), whole=True)
+        camera.take("failed-report", artifact(api, failed), whole=True)
+        camera.take("plan-report", artifact(api, planned), whole=True)
+        camera.take("batch-report", artifact(api, batch), whole=True)
+        camera.take("changes", artifact(api, released, kind="table"))
+        camera.take("artifacts", "/artifacts")
+        camera.take("runs", "/runs")
+        camera.take("deployments", "/deployments")
+        camera.take("run-form", f"/deployments/deployment/{form}/run", whole=True)
+        camera.take("batch-form", f"/deployments/deployment/{batch_form}/run", whole=True)
+        camera.take("approval", f"/runs/flow-run/{waiting}", click="Resume")
+        camera.take("windows-form", "/blocks/catalog/release-windows/create", whole=True)
+
+
+class Camera:
+    """Photographs pages of the Prefect UI."""
+
+    def __init__(self, page: Page, url: str) -> None:
+        self._page = page
+        self._url = url
+
+    def take(self, name: str, path: str, *, whole: bool = False, top: bool = False, click: str = "") -> None:
+        """A picture of a page, or of its `top`, once it has drawn itself and the text `click` was clicked."""
+        self._page.set_viewport_size({"width": 1400, "height": 1000})
+        self._page.goto(f"{self._url}{path}")
+        self._settle()
+        if click:
+            self._page.get_by_text(click).first.click()
+            self._settle()
+        if whole:
+            # The UI scrolls inside the window: the window is made as high as what it holds.
+            height = self._page.evaluate(
+                "Math.max(...[...document.querySelectorAll('*')].map(each => each.scrollHeight))"
+            )
+            self._page.set_viewport_size({"width": 1400, "height": min(4000, max(700, int(height) + 40))})
+            self._settle()
+        clip: Any = {"x": 0, "y": 0, "width": 1400, "height": 500} if top else None
+        self._page.screenshot(path=PICTURES / f"{name}.png", clip=clip)
+        print(PICTURES / f"{name}.png")
+
+    def _settle(self) -> None:
+        self._page.wait_for_timeout(4000)
 
 
 @contextmanager
@@ -76,13 +157,8 @@ def prefect_server(home: Path) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     url = f"http://127.0.0.1:{port}"
-    server = subprocess.Popen(
-        [BIN / "prefect", "server", "start", "--port", str(port)],
-        env={**os.environ, "PREFECT_HOME": str(home), "PREFECT_UI_API_URL": f"{url}/api"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    try:
+    environment = {**os.environ, "PREFECT_HOME": str(home), "PREFECT_UI_API_URL": f"{url}/api"}
+    with running([BIN / "prefect", "server", "start", "--port", str(port)], environment):
         until = time.monotonic() + 180
         while time.monotonic() < until:
             try:
@@ -92,9 +168,27 @@ def prefect_server(home: Path) -> Iterator[str]:
             else:
                 break
         yield url
+
+
+@contextmanager
+def worker(environment: dict[str, str], home: Path) -> Iterator[None]:
+    """A worker that takes any run of the pool."""
+    command = [BIN / "prefect", "worker", "start", "--pool", "rollout"]
+    with running(command, {**environment, "PREFECT_WORKER_QUERY_SECONDS": "1"}, home):
+        yield
+
+
+@contextmanager
+def running(command: list[Any], environment: dict[str, str], folder: Path | None = None) -> Iterator[None]:
+    """A process that runs while the context lasts."""
+    process = subprocess.Popen(
+        command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    try:
+        yield
     finally:
-        server.terminate()
-        server.wait(30)
+        process.terminate()
+        process.wait(60)
 
 
 def prefect(environment: dict[str, str], *arguments: str) -> None:
@@ -108,43 +202,59 @@ def prefect(environment: dict[str, str], *arguments: str) -> None:
     )
 
 
+def call(environment: dict[str, str], *arguments: str) -> dict[str, Any]:
+    """One call of prefect-rollout that prints JSON; what it prints."""
+    ended = subprocess.run(
+        [BIN / "prefect-rollout", *arguments], env=environment, stdout=subprocess.PIPE, check=False
+    )
+    result: dict[str, Any] = json.loads(ended.stdout)
+    return result
+
+
 def release(environment: dict[str, str], deployment: str, reason: str, *options: str) -> str:
     """Releases a deployment from the command line; the flow run's id."""
-    ended = subprocess.run(
-        [
-            *(BIN / "prefect-rollout", "deploy", "--app-id", "3290", "--deployment", deployment),
-            *("--reason", reason, "--poll-seconds", "2", "--json", *options),
-        ],
-        env=environment,
-        stdout=subprocess.PIPE,
-        check=False,
-    )
-    return str(json.loads(ended.stdout)["release_id"])
+    what = ("deploy", "--app-id", "3290", "--deployment", deployment, "--requested-by", "zhangsan")
+    return str(call(environment, *what, "--reason", reason, "--json", *options)["release_id"])
 
 
-def artifact(api: httpx.Client, flow_run_id: str) -> str:
-    """The id of a flow run's report."""
-    body = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}, "type": {"any_": ["markdown"]}}}
-    return str(api.post("/artifacts/filter", json=body).json()[0]["id"])
+def written(path: Path, content: Any) -> Path:
+    """The path of a file that holds `content` as JSON."""
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return path
 
 
-def photograph(chromium: str, url: str, picture: Path, height: int) -> None:
-    """A picture of a page, after it had time to draw itself."""
-    with tempfile.TemporaryDirectory() as profile:
-        subprocess.run(
-            [
-                *(chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"),
-                *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-                *("--disable-sync", "--hide-scrollbars", "--force-prefers-reduced-motion"),
-                f"--user-data-dir={profile}",
-                *(f"--window-size=1400,{height}", "--virtual-time-budget=20000", "--timeout=30000"),
-                *(f"--screenshot={picture}", url),
-            ],
-            check=True,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            timeout=120,
-        )
+def deployment_id(api: httpx.Client, name: str) -> str:
+    """The id of a Prefect deployment whose flow has the same name."""
+    return str(api.get(f"/deployments/name/{name}/{name}").json()["id"])
+
+
+def started(api: httpx.Client, name: str, **parameters: Any) -> str:
+    """Starts a run of a Prefect deployment; its id."""
+    body = {"parameters": {"app_id": 3290, **parameters}}
+    path = f"/deployments/{deployment_id(api, name)}/create_flow_run"
+    while (answer := api.post(path, json=body)).status_code == 503:  # SQLite is busy
+        time.sleep(1)
+    return str(answer.raise_for_status().json()["id"])
+
+
+def state(api: httpx.Client, flow_run_id: str) -> str:
+    """The type of a flow run's state."""
+    return str(api.get(f"/flow_runs/{flow_run_id}").json()["state_type"])
+
+
+def eventually(holds: Callable[[], bool], seconds: float = 120) -> None:
+    """Waits for what another process brings about."""
+    until = time.monotonic() + seconds
+    while not holds():
+        if time.monotonic() > until:
+            sys.exit("it has not come about in time")
+        time.sleep(0.5)
+
+
+def artifact(api: httpx.Client, flow_run_id: str, kind: str = "markdown") -> str:
+    """The path of a flow run's report, or of another of its artifacts."""
+    body = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}, "type": {"any_": [kind]}}}
+    return f"/artifacts/artifact/{api.post('/artifacts/filter', json=body).json()[0]['id']}"
 
 
 if __name__ == "__main__":

@@ -10,7 +10,11 @@ from prefect.exceptions import ObjectNotFound
 from prefect.flow_engine import run_flow
 from prefect.states import Pending
 
+from prefect_rollout import reaper
+from prefect_rollout.batch import BatchResult
 from prefect_rollout.errors import InputError
+from prefect_rollout.flows.approval import staying
+from prefect_rollout.flows.batch import deploy_batch
 from prefect_rollout.flows.deploy import deploy_latest_image
 from prefect_rollout.flows.restart import restart
 from prefect_rollout.flows.rollback import rollback
@@ -19,11 +23,11 @@ from prefect_rollout.models import ReleaseResult
 from prefect_rollout.text import one_line
 
 FLOWS: dict[str, Flow[Any, Any]] = {
-    flow.name: flow for flow in (deploy_latest_image, rollback, restart, scale)
+    flow.name: flow for flow in (deploy_latest_image, deploy_batch, rollback, restart, scale)
 }
 
 
-async def go_on(run_id: UUID) -> State[ReleaseResult]:
+async def go_on(run_id: UUID) -> State[ReleaseResult | BatchResult]:
     """Runs a flow run again that has ended and did not end well; steps that were completed stay done.
 
     Returns:
@@ -43,7 +47,7 @@ async def go_on(run_id: UUID) -> State[ReleaseResult]:
             ) from None
         name = (await client.read_flow(run.flow_id)).name
         flow = FLOWS.get(name)
-        if flow is None or not {"app_id", "deployment"} <= set(run.parameters):
+        if flow is None or not reaper.ours(run):
             raise InputError(
                 f"run_id: {run_id} is a run of the flow {one_line(name, 80)!r}, and only {', '.join(FLOWS)} "
                 "can be gone on with here",
@@ -73,4 +77,5 @@ async def go_on(run_id: UUID) -> State[ReleaseResult]:
             )
         run = await client.read_flow_run(run_id)
     ended: Any = run_flow(flow, flow_run=run, return_type="state")  # of an async flow, to be awaited
-    return cast(State[ReleaseResult], await ended)
+    with staying():
+        return cast(State[ReleaseResult | BatchResult], await ended)

@@ -10,15 +10,20 @@ import prefect.runtime
 from prefect import get_client, get_run_logger, task
 from prefect.cache_policies import INPUTS, RUN_ID
 from prefect.client.schemas.objects import State
+from prefect.context import FlowRunContext, TagsContext
 from prefect.exceptions import Abort, TerminationSignal
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
-from prefect.states import Cancelled
+from prefect.states import Cancelled, Completed
 from prefect.utilities.urls import url_for
 from pydantic import BaseModel
 
+from prefect_rollout import events
 from prefect_rollout.blocks import open_target
+from prefect_rollout.difference import summary
 from prefect_rollout.errors import (
     ClusterNotFoundError,
+    ConfigurationError,
+    NotApprovedError,
     NoTemplateError,
     PlatformError,
     ReleaseCancelledError,
@@ -26,15 +31,20 @@ from prefect_rollout.errors import (
     ReleaseTimedOutError,
     RollbackFailedError,
     RolloutError,
+    SkippedError,
     UnforeseenError,
 )
-from prefect_rollout.guard import Guard, Standing, lock_name, watching
+from prefect_rollout.flows.admission import admit
+from prefect_rollout.flows.punctual import skip_unless_due
+from prefect_rollout.guard import ROLLED_BACK, Guard, Standing, lock_name, watching
+from prefect_rollout.ledger import ENTRANCE, asker_of, entrance_of
 from prefect_rollout.models import (
     Action,
     ClusterResult,
     Deployment,
     Id,
     Outcome,
+    ReleasePlan,
     ReleaseResult,
     Request,
     same_id,
@@ -52,6 +62,7 @@ from prefect_rollout.tasks import (
 from prefect_rollout.tasks.before import Before, still_online
 from prefect_rollout.tasks.step import may_have_run_before
 from prefect_rollout.text import one_line
+from prefect_rollout.turns import resting
 from prefect_rollout.verdict import RUNNING, Expected, Verdict
 
 RequestT = TypeVar("RequestT", bound=Request)
@@ -97,6 +108,7 @@ class Run:
         self.result = result
         self.platform = platform
         self.in_place = False
+        self.app_id: Id = request.app_id
         self._guard = guard
         self._deployment: Deployment | None = None
 
@@ -108,14 +120,31 @@ class Run:
         return self._deployment
 
     async def begin(self) -> None:
-        """Steps 1 and 2, and the locks of all clusters that the run is about."""
+        """Steps 1 and 2: the deployment, and where it goes with how many replicas; and whether it may now.
+
+        Raises:
+            WindowClosedError: a release window is closed for longer than the request waits.
+        """
+        await self._read()
+        waited = await self._admit(self.request.window_wait_seconds)
+        if waited and not may_have_run_before():
+            await self._read(anew=True)  # what was read hours ago may have changed
+
+    async def _admit(self, wait_seconds: float) -> bool:
+        return await admit(self.app_id, self.request, self.result, self._guard, wait_seconds=wait_seconds)
+
+    async def _read(self, *, anew: bool = False) -> None:
         request, result = self.request, self.result
-        checked = await check_deployment(request.app_id, request.deployment, target=request.target)
+        check, parse = check_deployment, parse_metadata
+        if anew:
+            check, parse = check.with_options(refresh_cache=True), parse.with_options(refresh_cache=True)
+        checked = await check(request.app_id, request.deployment, target=request.target)
         self._deployment, result.app = checked.deployment, checked.app.name
-        scope = await parse_metadata(checked.deployment, request.clusters)
+        self.app_id = checked.app.id
+        scope = await parse(checked.deployment, request.clusters)
         self.in_place = scope.in_place
         # What an earlier try of the run wrote is not known yet.
-        written = None if may_have_run_before() else False
+        written = None if request.writes and may_have_run_before() else False
         result.clusters = [
             ClusterResult(cluster=name, replicas=count, published=written)
             for name, count in scope.replicas.items()
@@ -124,16 +153,27 @@ class Run:
             raise ClusterNotFoundError.named(
                 request.canary, list(scope.replicas), "among the clusters of this release"
             )
-        app_id = checked.app.id
+        events.emit("started", result, self.platform.identity)
+
+    async def lock(self) -> None:
+        """Takes the locks of all clusters that the run is about.
+
+        Raises:
+            LockedError: another release held them all the while.
+            WindowClosedError: a release window was closed meanwhile.
+        """
+        request = self.request
+        names = [cluster.cluster for cluster in self.result.clusters]
         await self._guard.lock(
-            [lock_name(self.platform.identity, app_id, request.deployment, name) for name in scope.replicas],
+            [lock_name(self.platform.identity, self.app_id, request.deployment, name) for name in names],
             tags=[
-                f"app:{one_line(app_id, 80)}",
+                f"app:{one_line(self.app_id, 80)}",
                 f"deployment:{one_line(request.deployment, 80)}",
-                *(f"cluster:{one_line(name, 80)}" for name in scope.replicas),
+                *(f"cluster:{one_line(name, 80)}" for name in names),
             ],
             wait_seconds=request.lock_wait_seconds,
         )
+        await self._admit(0)  # the wait for the lock may have taken long
 
     async def moves_in_place(self, *, restarted: bool = False) -> list[Move]:
         """A move a cluster that keeps the template that is online there.
@@ -192,10 +232,19 @@ class Run:
     async def _write(self, move: Move, write: Write) -> Expected:
         cluster = self._cluster(move.cluster)
         cluster.published = None  # not known until it returns; `look` finds out
+        accepted = self._guard.accepted
         pods = await write(move)
         cluster.published = True
+        self._tell_published(cluster, move.template_id, since=accepted)
         known = move.before.pods
         return move.expected(pods if known is None else known | (pods or {}))
+
+    def _tell_published(
+        self, cluster: ClusterResult, template: Id, *, since: int, rollback: bool = False
+    ) -> None:
+        # A retry passes by the writes of the tries before, which have told theirs.
+        if self._guard.accepted > since or not may_have_run_before():
+            events.published(self.result, self.platform.identity, cluster, template, rollback=rollback)
 
     async def _watch(self, expected: Sequence[Expected]) -> None:
         verdict = await wait_for_pods(
@@ -258,6 +307,10 @@ class Run:
             RollbackFailedError: in at least one cluster that did not succeed; the others were tried.
         """
         tell(Progress("publish deployment", "running", "rolling back", aloud=True))
+        try:
+            await self._guard.label(ROLLED_BACK, "yes")
+        except ConfigurationError as error:  # to go back matters more
+            get_run_logger().warning("The run could not be marked as rolled back: %s", one_line(error))
         problems: list[str] = []
         expected: list[Expected] = []
         for move in reversed(moves):
@@ -272,6 +325,7 @@ class Run:
                 cluster.rolled_back = False
                 problems.append(f"{name}: what was online before is not known, or nothing was")
                 continue
+            accepted = self._guard.accepted
             try:
                 pods = await publish_deployment(
                     self.deployment,
@@ -287,6 +341,7 @@ class Run:
                 cluster.rolled_back = False
                 problems.append(f"{name}: {error.problem}")
                 continue
+            self._tell_published(cluster, target, since=accepted, rollback=True)
             if (
                 pods is None
             ):  # an earlier try wrote; what was listed at the last look stood before it or after
@@ -327,8 +382,11 @@ class Run:
 
     def failed(self, error: RolloutError) -> None:
         """Notes in the result how `error` ended the run, and in the error what is live where."""
-        timed_out = isinstance(error, ReleaseTimedOutError)
-        self.result.outcome = Outcome.TIMED_OUT if timed_out else Outcome.FAILED
+        self.result.outcome = Outcome.FAILED
+        if isinstance(error, ReleaseTimedOutError):
+            self.result.outcome = Outcome.TIMED_OUT
+        elif isinstance(error, NotApprovedError) and error.rejected:
+            self.result.outcome = Outcome.CANCELLED
         if isinstance(error, ReleaseError) and error.verdict:
             self._note(error.verdict)
 
@@ -341,7 +399,8 @@ class Run:
 )
 async def pause(seconds: float, *, after: str) -> str:
     """Lets a cluster serve for some seconds before the next one is written to; `after` names it."""
-    await asyncio.sleep(seconds)
+    async with resting():
+        await asyncio.sleep(seconds)
     return after
 
 
@@ -352,17 +411,12 @@ async def conduct(
 
     Raises:
         ReleaseCancelledError: it was cancelled in Prefect or by Ctrl-C; the run's state is Cancelled.
+        SkippedError: it came too late, or a newer run takes its place; likewise, as Skipped.
+        NotApprovedError: a person rejected it; likewise, as Rejected.
         RolloutError: what else ended it; `error.result` is the result so far.
     """
     run_id = UUID(str(prefect.runtime.flow_run.id))
-    result = ReleaseResult(
-        action=action,
-        outcome=Outcome.FAILED,
-        app_id=request.app_id,
-        deployment=request.deployment,
-        release_id=str(run_id),
-        reason=request.reason,
-    )
+    result = _begun(action, request, run_id)
 
     def note_seconds(progress: Progress) -> None:
         if progress.seconds:
@@ -373,32 +427,38 @@ async def conduct(
     run: Run | None = None
     standing = Standing.OURS
     try:
-        with listening(note_seconds):
+        with listening(note_seconds), _tags_of_tasks():
+            await skip_unless_due(request.late_minutes)
             async with watching(run_id) as guard, open_target(request.target) as platform:
-                result.links = _links(run_id) | platform.links()
+                link = run_link(run_id)
+                result.links = ({"Flow run": link} if link else {}) | platform.links()
                 run = Run(request, result, platform, guard)
                 try:
                     await _told(run, lambda: work(run, request))
                 finally:
-                    if guard.cancelled is None:
-                        standing = await guard.standing()
-        result.outcome = Outcome.RELEASED
+                    standing = await _standing(guard)
+        if result.outcome is not Outcome.PLANNED:
+            result.outcome = Outcome.RELEASED
+    except SkippedError as error:
+        return _skipped(error, result)
     except RolloutError as error:
         if standing is Standing.TAKEN_OVER:
             # Neither a state nor a report of this process may stand over its successor's.
             raise Abort(f"another process goes on with this run: {error}") from error
         error.result = result
         result.error = error.to_dict()
-        await report(result)
-        if standing is Standing.CANCELLING:
-            return _cancelled(error)
+        await report(result, run)
+        if standing is Standing.CANCELLING or result.outcome is Outcome.CANCELLED:
+            return _cancelled(error, "Rejected" if result.outcome is Outcome.CANCELLED else "Cancelled")
         raise
-    except (asyncio.CancelledError, TerminationSignal):
+    except (asyncio.CancelledError, TerminationSignal) as signalled:
+        if standing is Standing.TAKEN_OVER:
+            raise Abort("another process goes on with this run") from signalled
         result.outcome = Outcome.CANCELLED
         why = guard.cancelled if guard else None
         stopped = _stopped(result, why, wrote=run is not None and run.wrote)
         stopped.result, result.error = result, stopped.to_dict()
-        await _leave_report(result)
+        await _leave_report(result, run)
         current = asyncio.current_task()
         if why is None or current is None:
             raise  # Prefect says how: Crashed, or Cancelled by the worker that ends the process
@@ -406,14 +466,52 @@ async def conduct(
         return _cancelled(stopped)
     if standing is Standing.TAKEN_OVER:
         raise Abort("another process goes on with this run")
-    await report(result)
+    await report(result, run)
     if standing is Standing.CANCELLING:
-        too_late = ReleaseCancelledError(
-            "it was cancelled too late, all was done", advice="Roll back if it shall not stay."
-        )
-        too_late.live, too_late.result = result.live, result
-        return _cancelled(too_late)
-    return result
+        return _cancelled(_too_late(result, request))
+    return _planned(result, result.plan) if result.outcome is Outcome.PLANNED and result.plan else result
+
+
+def _too_late(result: ReleaseResult, request: Request) -> ReleaseCancelledError:
+    error = ReleaseCancelledError(
+        "it was cancelled too late, all was done",
+        advice="Roll back if it shall not stay." if request.writes else "Nothing was written.",
+    )
+    error.live, error.result = result.live, result
+    return error
+
+
+def _begun(action: Action, request: Request, run_id: UUID) -> ReleaseResult:
+    """The result of a run that has done nothing yet."""
+    context = FlowRunContext.get()
+    flow_run = context.flow_run if context else None
+    return ReleaseResult(
+        action=action,
+        outcome=Outcome.FAILED,
+        app_id=request.app_id,
+        deployment=request.deployment,
+        release_id=str(run_id),
+        reason=request.reason,
+        requested_by=one_line(request.requested_by, 200) or asker_of(flow_run),
+        entrance=entrance_of(flow_run),
+        dry_run=not request.writes,
+        tries=flow_run.run_count if flow_run else 1,
+    )
+
+
+def _tags_of_tasks() -> TagsContext:
+    """The run's tags for its tasks, less its entrance: for each tag of a task Prefect looks for a limit."""
+    tags = TagsContext.get().current_tags
+    return TagsContext(current_tags={tag for tag in tags if not tag.startswith(ENTRANCE)})
+
+
+async def _standing(guard: Guard) -> Standing:
+    """Whose the run is; where the Prefect API does not say so in time, it counts as ours."""
+    try:
+        async with asyncio.timeout(_LAST_LOOK_SECONDS):
+            return await guard.standing()
+    except TimeoutError:
+        return Standing.OURS
 
 
 def _stopped(result: ReleaseResult, why: str | None, *, wrote: bool) -> ReleaseCancelledError:
@@ -429,9 +527,25 @@ def _stopped(result: ReleaseResult, why: str | None, *, wrote: bool) -> ReleaseC
     return stopped
 
 
-def _cancelled(error: RolloutError) -> ReleaseResult:
+def _planned(result: ReleaseResult, plan: ReleasePlan) -> ReleaseResult:
+    """What a dry run returns to end as Planned. Its caller gets `result`."""
+    state: State[ReleaseResult] = Completed(
+        data=result, name="Planned", message=f"Nothing was written. Plan {plan.plan_hash}: {summary(plan)}."
+    )
+    return cast(ReleaseResult, state)
+
+
+def _skipped(error: SkippedError, result: ReleaseResult) -> ReleaseResult:
+    """What a flow returns whose run skips itself. There is nothing to report."""
+    result.outcome = Outcome.SKIPPED
+    error.result, result.error = result, error.to_dict()
+    events.ended(result, None)
+    return _cancelled(error, "Skipped")
+
+
+def _cancelled(error: RolloutError, name: str = "Cancelled") -> ReleaseResult:
     """What a flow returns to end as Cancelled. Its caller never sees it: Prefect raises `error` there."""
-    state: State[ReleaseResult] = Cancelled(data=error, message=str(error))
+    state: State[ReleaseResult] = Cancelled(data=error, message=str(error), name=name)
     return cast(ReleaseResult, state)
 
 
@@ -479,21 +593,25 @@ def first_name(what: str) -> Callable[[], str]:
 
     def name() -> str:
         parameters: dict[str, Any] = prefect.runtime.flow_run.parameters
-        return f"{what} {one_line(parameters.get('deployment'), 80)}".strip()
+        plan = "plan to " if parameters.get("dry_run") else ""
+        return f"{plan}{what} {one_line(parameters.get('deployment'), 80)}".strip()
 
     return name
 
 
-async def report(result: ReleaseResult) -> None:
-    """Step 8. A report that cannot be left changes nothing of how the release ended."""
+async def report(result: ReleaseResult, run: Run | None) -> None:
+    """The last event, and step 8. What cannot be told changes nothing of how the release ended."""
+    events.ended(result, run.platform.identity if run else None)
     try:
-        await report_release(result)
+        with _tags_of_tasks():
+            await report_release(result)
     except Exception as error:  # noqa: BLE001 - whatever keeps it from being left
         get_run_logger().warning("The report could not be left: %s", one_line(error))
 
 
-async def _leave_report(result: ReleaseResult) -> None:
-    """The report of a run that is being stopped: no task of its own, and no long wait."""
+async def _leave_report(result: ReleaseResult, run: Run | None) -> None:
+    """The same of a run that is being stopped: no task of its own, and no long wait."""
+    events.ended(result, run.platform.identity if run else None)
     try:
         async with asyncio.timeout(_LAST_LOOK_SECONDS):
             await report_release.fn(result)
@@ -501,8 +619,8 @@ async def _leave_report(result: ReleaseResult) -> None:
         get_run_logger().warning("The report could not be left: %s", one_line(error) or "time ran out")
 
 
-def _links(run_id: UUID) -> dict[str, str]:
+def run_link(run_id: UUID) -> str:
+    """The address of a flow run in the Prefect UI; empty where the embedded API serves none."""
     if not (PREFECT_UI_URL.value() or PREFECT_API_URL.value()):
-        return {}  # the embedded API serves no UI
-    url = url_for("flow-run", obj_id=run_id)
-    return {"Flow run": url} if url else {}
+        return ""
+    return url_for("flow-run", obj_id=run_id) or ""

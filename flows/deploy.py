@@ -1,15 +1,34 @@
 """The flow that releases one deployment of an app."""
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import prefect.runtime
 from prefect import flow
-from pydantic import Field
 
+from prefect_rollout.difference import hold_to
 from prefect_rollout.errors import LockLostError, RolloutError
+from prefect_rollout.flows.approval import approve, question, refuse_where_nobody_answers
 from prefect_rollout.flows.conduct import Move, Run, conduct, rename
-from prefect_rollout.models import Action, ReleaseRequest, ReleaseResult, Version
+from prefect_rollout.flows.planning import hold, hold_moves, plan_only, plan_to_approve
+from prefect_rollout.models import (
+    Action,
+    Approval,
+    ApprovalSeconds,
+    LateMinutes,
+    OnFailure,
+    Order,
+    Person,
+    PlanHash,
+    PollAttempts,
+    PollSeconds,
+    Reason,
+    ReleaseRequest,
+    ReleaseResult,
+    Seconds,
+    Version,
+    WindowWait,
+)
 from prefect_rollout.tasks import (
     build_image_list,
     get_template,
@@ -23,7 +42,8 @@ def _first_name() -> str:
     parameters: dict[str, Any] = prefect.runtime.flow_run.parameters
     template = parameters.get("template_id")
     asked = "newest" if template in (None, "") else f"template {one_line(template, 40)}"
-    return f"{one_line(parameters.get('deployment'), 80)} → {asked}"
+    plan = "plan " if parameters.get("dry_run") else ""
+    return f"{plan}{one_line(parameters.get('deployment'), 80)} → {asked}"
 
 
 @flow(name="deploy-latest-image", flow_run_name=_first_name, persist_result=True, validate_parameters=False)
@@ -35,14 +55,22 @@ async def deploy_latest_image(
     clusters: list[str] | None = None,
     images: dict[str, str] | None = None,
     reason: str = "",
-    on_failure: Literal["stop", "rollback"] = "stop",
-    order: Literal["together", "one-by-one"] = "together",
+    on_failure: OnFailure = "stop",
+    order: Order = "together",
     canary: str | None = None,
-    pause_seconds: Annotated[float, Field(ge=0, le=86_400)] = 0,
-    poll_seconds: Annotated[float, Field(ge=0.01, le=3600)] = 5,
-    poll_attempts: Annotated[int, Field(ge=1, le=100_000)] = 20,
-    grace_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30,
-    lock_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = 600,
+    pause_seconds: Seconds = 0,
+    poll_seconds: PollSeconds = 5,
+    poll_attempts: PollAttempts = 20,
+    grace_seconds: Seconds = 30,
+    lock_wait_seconds: Seconds = 600,
+    approval: Approval = "none",
+    approval_seconds: ApprovalSeconds = 86_400,
+    dry_run: bool = False,
+    expect_plan: PlanHash = "",
+    requested_by: Person = "",
+    window_wait_seconds: WindowWait = 0,
+    break_glass: Reason = "",
+    late_minutes: LateMinutes = 60,
 ) -> ReleaseResult:
     """Release a deployment: the images of a template, the newest by default, to all its clusters.
 
@@ -65,11 +93,20 @@ async def deploy_latest_image(
         poll_attempts: Looks at the pods before the release counts as timed out.
         grace_seconds: Seconds that a new pod may be in trouble before the release has failed.
         lock_wait_seconds: Seconds to wait for another release of the deployment; 0 refuses at once.
+        approval: before-release waits, suspended, until a person has approved what would change.
+        approval_seconds: Seconds after which a release that nobody approved fails.
+        dry_run: Read everything and write nothing: report what would change, and the plan's hash.
+        expect_plan: Hash of a dry run; the release is refused where something has changed since.
+        requested_by: Who asks for it; kept in the report and in the history.
+        window_wait_seconds: Seconds to wait where a release window is closed; 0 refuses at once.
+        break_glass: Why it passes a closed release window all the same; kept in the history.
+        late_minutes: Minutes after its scheduled time at which a run skips itself; 0 for never.
 
     Raises:
         ReleaseFailedError: the platform or a pod says that it cannot succeed.
         ReleaseTimedOutError: the pods were not all ready within the polls allowed.
         RollbackFailedError: it failed, and so did the rollback.
+        NotApprovedError: a person rejected it, or nobody approved it in time.
         RolloutError: whatever else ended the release; `error.result` is the result so far.
     """
     request = ReleaseRequest.of(**locals())
@@ -79,7 +116,12 @@ async def deploy_latest_image(
 async def _deploy(run: Run, request: ReleaseRequest) -> None:
     """Steps 1 to 7. The result is filled as they go, so that it is true wherever they end."""
     result = run.result
+    asks = request.approval != "none" and request.writes
+    if asks:
+        refuse_where_nobody_answers()
     await run.begin()
+    if request.writes and not asks:
+        await run.lock()
 
     template = await get_template(
         run.deployment, request.template_id, release_id=result.release_id, target=request.target
@@ -88,6 +130,14 @@ async def _deploy(run: Run, request: ReleaseRequest) -> None:
 
     result.images = await build_image_list(template, request.images)
     await rename(_name(request, result))
+    if not request.writes:
+        await plan_only(run, request)
+        return
+    if asks:
+        # Others may release while a person thinks it over; then it is not what was approved any more.
+        request = request.model_copy(update={"expect_plan": await _approved(run, request)})
+        await run.lock()
+    await hold(run, request, {each.cluster: (template.id, result.images) for each in result.clusters})
 
     upgrade = await upgrade_deployment(
         run.deployment,
@@ -116,6 +166,7 @@ async def _deploy(run: Run, request: ReleaseRequest) -> None:
                 in_place=run.in_place,
             )
         )
+    hold_moves(run, moves)
     try:
         await run.roll(moves, lambda move: publish(run, move))
     except RolloutError as error:
@@ -123,6 +174,21 @@ async def _deploy(run: Run, request: ReleaseRequest) -> None:
         if request.on_failure == "rollback" and not isinstance(error, LockLostError):
             await _back(run, moves, error)
         raise
+
+
+async def _approved(run: Run, request: ReleaseRequest) -> str:
+    """Returns once a person has approved the release, and notes who; the hash of what was approved."""
+    result = run.result
+    plan = await plan_to_approve(run)
+    hold_to(plan, request.expect_plan)
+    decision = await approve(
+        question(request, result, plan),
+        key="release",
+        seconds=request.approval_seconds,
+        requested_by=request.requested_by,
+    )
+    result.approved_by, result.approval_comment = decision.name, decision.comment
+    return plan.plan_hash
 
 
 async def publish(run: Run, move: Move) -> dict[str, str | None] | None:
@@ -155,4 +221,5 @@ def _name(request: ReleaseRequest, result: ReleaseResult) -> str:
         {image.rpartition("/")[2].partition(":")[2] or "latest" for image in result.images.values()}
     )
     more = f" +{len(tags) - 1}" if len(tags) > 1 else ""
-    return f"{one_line(request.deployment, 80)} → {one_line(tags[0], 80)}{more}"
+    plan = "" if request.writes else "plan "
+    return f"{plan}{one_line(request.deployment, 80)} → {one_line(tags[0], 80)}{more}"

@@ -1,12 +1,21 @@
 """The flow that has a deployment's pods replaced by new ones of the same template."""
 
-from typing import Annotated, Literal
-
 from prefect import flow
-from pydantic import Field
 
 from prefect_rollout.flows.conduct import Move, Run, conduct, first_name
-from prefect_rollout.models import Action, ReleaseResult, Request
+from prefect_rollout.models import (
+    Action,
+    LateMinutes,
+    Order,
+    Person,
+    PollAttempts,
+    PollSeconds,
+    Reason,
+    ReleaseResult,
+    Request,
+    Seconds,
+    WindowWait,
+)
 from prefect_rollout.tasks import restart_deployment
 
 
@@ -17,13 +26,17 @@ async def restart(
     target: str = "container-cloud/default",
     clusters: list[str] | None = None,
     reason: str = "",
-    order: Literal["together", "one-by-one"] = "together",
+    order: Order = "together",
     canary: str | None = None,
-    pause_seconds: Annotated[float, Field(ge=0, le=86_400)] = 0,
-    poll_seconds: Annotated[float, Field(ge=0.01, le=3600)] = 5,
-    poll_attempts: Annotated[int, Field(ge=1, le=100_000)] = 20,
-    grace_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30,
-    lock_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = 600,
+    pause_seconds: Seconds = 0,
+    poll_seconds: PollSeconds = 5,
+    poll_attempts: PollAttempts = 20,
+    grace_seconds: Seconds = 30,
+    lock_wait_seconds: Seconds = 600,
+    requested_by: Person = "",
+    window_wait_seconds: WindowWait = 0,
+    break_glass: Reason = "",
+    late_minutes: LateMinutes = 60,
 ) -> ReleaseResult:
     """Restart a deployment: new pods of the template that is online, watched as in a release.
 
@@ -40,6 +53,10 @@ async def restart(
         poll_attempts: Looks at the pods before the restart counts as timed out.
         grace_seconds: Seconds that a new pod may be in trouble before the restart has failed.
         lock_wait_seconds: Seconds to wait for another release of the deployment; 0 refuses at once.
+        requested_by: Who asks for it; kept in the report and in the history.
+        window_wait_seconds: Seconds to wait where a release window is closed; 0 refuses at once.
+        break_glass: Why it passes a closed release window all the same; kept in the history.
+        late_minutes: Minutes after its scheduled time at which a run skips itself; 0 for never.
 
     Raises:
         RolloutError: what ended it; `error.result` is the result so far.
@@ -50,6 +67,7 @@ async def restart(
 
 async def _restart(run: Run, request: Request) -> None:
     await run.begin()
+    await run.lock()
     moves = await run.moves_in_place(restarted=True)
 
     async def write(move: Move) -> None:

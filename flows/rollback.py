@@ -1,13 +1,24 @@
 """The flow that puts a deployment back to what was online before."""
 
-from typing import Annotated, Literal
-
 from prefect import flow
-from pydantic import Field
 
 from prefect_rollout.flows.conduct import Move, Run, conduct, first_name, rename
 from prefect_rollout.flows.deploy import publish
-from prefect_rollout.models import Action, ReleaseResult, RollbackRequest
+from prefect_rollout.flows.planning import hold, hold_moves, plan_only
+from prefect_rollout.models import (
+    Action,
+    LateMinutes,
+    Order,
+    Person,
+    PlanHash,
+    PollAttempts,
+    PollSeconds,
+    Reason,
+    ReleaseResult,
+    RollbackRequest,
+    Seconds,
+    WindowWait,
+)
 from prefect_rollout.tasks import choose_rollback, note_online
 from prefect_rollout.text import one_line
 
@@ -20,13 +31,19 @@ async def rollback(
     target: str = "container-cloud/default",
     clusters: list[str] | None = None,
     reason: str = "",
-    order: Literal["together", "one-by-one"] = "together",
+    order: Order = "together",
     canary: str | None = None,
-    pause_seconds: Annotated[float, Field(ge=0, le=86_400)] = 0,
-    poll_seconds: Annotated[float, Field(ge=0.01, le=3600)] = 5,
-    poll_attempts: Annotated[int, Field(ge=1, le=100_000)] = 20,
-    grace_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30,
-    lock_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = 600,
+    pause_seconds: Seconds = 0,
+    poll_seconds: PollSeconds = 5,
+    poll_attempts: PollAttempts = 20,
+    grace_seconds: Seconds = 30,
+    lock_wait_seconds: Seconds = 600,
+    dry_run: bool = False,
+    expect_plan: PlanHash = "",
+    requested_by: Person = "",
+    window_wait_seconds: WindowWait = 0,
+    break_glass: Reason = "",
+    late_minutes: LateMinutes = 60,
 ) -> ReleaseResult:
     """Roll a deployment back: each cluster to the template that was online there before the present one.
 
@@ -46,6 +63,12 @@ async def rollback(
         poll_attempts: Looks at the pods before the rollback counts as timed out.
         grace_seconds: Seconds that a new pod may be in trouble before the rollback has failed.
         lock_wait_seconds: Seconds to wait for another release of the deployment; 0 refuses at once.
+        dry_run: Read everything and write nothing: report what would change, and the plan's hash.
+        expect_plan: Hash of a dry run; the rollback is refused where something has changed since.
+        requested_by: Who asks for it; kept in the report and in the history.
+        window_wait_seconds: Seconds to wait where a release window is closed; 0 refuses at once.
+        break_glass: Why it passes a closed release window all the same; kept in the history.
+        late_minutes: Minutes after its scheduled time at which a run skips itself; 0 for never.
 
     Raises:
         NoPreviousTemplateError: the history has nothing to go back to.
@@ -58,6 +81,8 @@ async def rollback(
 async def _rollback(run: Run, request: RollbackRequest) -> None:
     result = run.result
     await run.begin()
+    if request.writes:
+        await run.lock()
     names = [cluster.cluster for cluster in result.clusters]
     before = await note_online(run.deployment, names, target=request.target)
     versions = await choose_rollback(run.deployment, before, request.to_template, target=request.target)
@@ -65,7 +90,12 @@ async def _rollback(run: Run, request: RollbackRequest) -> None:
     if len(ids) == 1:
         (version,) = ids.values()
         result.template_id, result.images = version.id, version.images
-    await rename(f"roll back {one_line(request.deployment, 80)} → {one_line(', '.join(ids), 80)}")
+    what = "roll back" if request.writes else "plan to roll back"
+    await rename(f"{what} {one_line(request.deployment, 80)} → {one_line(', '.join(ids), 80)}")
+    if not request.writes:
+        await plan_only(run, request)
+        return
+    await hold(run, request, {cluster: (each.id, each.images) for cluster, each in versions.items()})
     moves = []
     for cluster in result.clusters:
         now, version = before[cluster.cluster], versions[cluster.cluster]
@@ -81,4 +111,5 @@ async def _rollback(run: Run, request: RollbackRequest) -> None:
                 in_place=run.in_place,
             )
         )
+    hold_moves(run, moves)
     await run.roll(moves, lambda move: publish(run, move))

@@ -1,12 +1,24 @@
 """The flow that changes how many pods a deployment has."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from prefect import flow
 from pydantic import Field
 
 from prefect_rollout.flows.conduct import Move, Run, conduct, first_name
-from prefect_rollout.models import Action, ReleaseResult, ScaleRequest
+from prefect_rollout.models import (
+    Action,
+    LateMinutes,
+    Order,
+    Person,
+    PollAttempts,
+    PollSeconds,
+    Reason,
+    ReleaseResult,
+    ScaleRequest,
+    Seconds,
+    WindowWait,
+)
 from prefect_rollout.tasks import scale_deployment
 
 
@@ -18,13 +30,17 @@ async def scale(
     target: str = "container-cloud/default",
     clusters: list[str] | None = None,
     reason: str = "",
-    order: Literal["together", "one-by-one"] = "together",
+    order: Order = "together",
     canary: str | None = None,
-    pause_seconds: Annotated[float, Field(ge=0, le=86_400)] = 0,
-    poll_seconds: Annotated[float, Field(ge=0.01, le=3600)] = 5,
-    poll_attempts: Annotated[int, Field(ge=1, le=100_000)] = 20,
-    grace_seconds: Annotated[float, Field(ge=0, le=86_400)] = 30,
-    lock_wait_seconds: Annotated[float, Field(ge=0, le=86_400)] = 600,
+    pause_seconds: Seconds = 0,
+    poll_seconds: PollSeconds = 5,
+    poll_attempts: PollAttempts = 20,
+    grace_seconds: Seconds = 30,
+    lock_wait_seconds: Seconds = 600,
+    requested_by: Person = "",
+    window_wait_seconds: WindowWait = 0,
+    break_glass: Reason = "",
+    late_minutes: LateMinutes = 60,
 ) -> ReleaseResult:
     """Scale a deployment: so many pods in each cluster, watched as in a release.
 
@@ -44,6 +60,10 @@ async def scale(
         poll_attempts: Looks at the pods before the scaling counts as timed out.
         grace_seconds: Seconds that a new pod may be in trouble before the scaling has failed.
         lock_wait_seconds: Seconds to wait for another release of the deployment; 0 refuses at once.
+        requested_by: Who asks for it; kept in the report and in the history.
+        window_wait_seconds: Seconds to wait where a release window is closed; 0 refuses at once.
+        break_glass: Why it passes a closed release window all the same; kept in the history.
+        late_minutes: Minutes after its scheduled time at which a run skips itself; 0 for never.
 
     Raises:
         RolloutError: what ended it; `error.result` is the result so far.
@@ -54,6 +74,7 @@ async def scale(
 
 async def _scale(run: Run, request: ScaleRequest) -> None:
     await run.begin()
+    await run.lock()
     for cluster in run.result.clusters:
         cluster.replicas = request.replicas
     moves = await run.moves_in_place()

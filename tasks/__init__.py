@@ -6,6 +6,7 @@ from prefect_rollout.tasks.check_deployment import check_deployment
 from prefect_rollout.tasks.choose_rollback import choose_rollback
 from prefect_rollout.tasks.get_template import get_template
 from prefect_rollout.tasks.parse_metadata import parse_metadata
+from prefect_rollout.tasks.plan_release import check_plan, plan_release
 from prefect_rollout.tasks.publish_deployment import publish_deployment
 from prefect_rollout.tasks.report_release import report_release
 from prefect_rollout.tasks.restart_deployment import restart_deployment
@@ -16,10 +17,12 @@ from prefect_rollout.tasks.wait_for_pods import wait_for_pods
 __all__ = [
     "build_image_list",
     "check_deployment",
+    "check_plan",
     "choose_rollback",
     "get_template",
     "note_online",
     "parse_metadata",
+    "plan_release",
     "publish_deployment",
     "report_release",
     "restart_deployment",

@@ -20,6 +20,13 @@ async def build_image_list(template: Version, images: Mapping[str, str] | None =
         ContainerNotFoundError: the template has no container, or none of a name in `images`; the
             error lists those that exist.
     """
+    chosen = choose_images(template, images)
+    say("build image list", ", ".join(one_line(image, 120) for image in chosen.values()))
+    return chosen
+
+
+def choose_images(template: Version, images: Mapping[str, str] | None = None) -> dict[str, str]:
+    """What `build_image_list` returns, and the same errors."""
     listed = template.images
     where = f"in template {one_line(template.id, 80)}"
     if not listed:
@@ -27,6 +34,4 @@ async def build_image_list(template: Version, images: Mapping[str, str] | None =
     for container in images or {}:
         if container not in listed:
             raise ContainerNotFoundError.named(container, list(listed), where)
-    chosen = {**listed, **(images or {})}
-    say("build image list", ", ".join(one_line(image, 120) for image in chosen.values()))
-    return chosen
+    return {**listed, **(images or {})}

@@ -34,13 +34,19 @@ async def get_template(
         UnreadableTemplateError: the template is not an apps/v1 Deployment.
     """
     async with open_target(target) as platform:
-        if template_id is None or template_id == "":
-            template = await _newest(platform, deployment, release_id)
-        else:
-            template = await _by_id(platform, deployment, template_id)
+        template = await find_template(platform, deployment, template_id, release_id)
     version = template.version
     say("get template", f"template {one_line(template.id, 80)}")
     return version
+
+
+async def find_template(
+    platform: Platform, deployment: Deployment, template_id: Id | None, release_id: str | None
+) -> Template:
+    """The template that `get_template` tells of, and the same errors; its text may hold secrets."""
+    if template_id is None or template_id == "":
+        return await _newest(platform, deployment, release_id)
+    return await _by_id(platform, deployment, template_id)
 
 
 def _belongs(template: Template, deployment: Deployment) -> bool:

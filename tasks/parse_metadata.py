@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pydantic import BaseModel
 
 from prefect_rollout.errors import ClusterNotFoundError, MetaDataError
-from prefect_rollout.models import Deployment, MetaData, usable_cluster
+from prefect_rollout.models import Deployment, MetaData, Strategy, usable_cluster
 from prefect_rollout.tasks.step import say, step
 from prefect_rollout.text import one_line
 
@@ -13,11 +13,13 @@ from prefect_rollout.text import one_line
 class Scope(BaseModel):
     """Where a release goes: `{cluster: replicas}` in the order of publishing.
 
-    `in_place` says whether pods are updated in place, keeping their names.
+    `in_place` says whether pods are updated in place, keeping their names; `strategy` how others give
+    way.
     """
 
     replicas: dict[str, int]
     in_place: bool = False
+    strategy: Strategy | None = None
 
 
 @step("parse metadata", "parse metadata of {deployment.name}")
@@ -33,6 +35,14 @@ async def parse_metadata(deployment: Deployment, clusters: Sequence[str] | None 
         MetaDataError: metaData cannot be read, has no clusters, or lacks a cluster's replicas. The
             article finds that out halfway through publishing; here nothing is written yet.
     """
+    scope = scope_of(deployment, clusters)
+    listed = ", ".join(f"{one_line(cluster, 80)} {count}" for cluster, count in scope.replicas.items())
+    say("parse metadata", f"replicas: {listed}")
+    return scope
+
+
+def scope_of(deployment: Deployment, clusters: Sequence[str] | None = None) -> Scope:
+    """What `parse_metadata` returns, and the same errors."""
     meta = MetaData.parse(deployment.meta_data)
     known = list(meta.clusters or meta.replicas or {})
     for cluster in clusters or []:
@@ -58,6 +68,4 @@ async def parse_metadata(deployment: Deployment, clusters: Sequence[str] | None 
             clusters=unclear,
         )
     wanted = {cluster: count for cluster, count in replicas.items() if count is not None}
-    listed = ", ".join(f"{one_line(cluster, 80)} {count}" for cluster, count in wanted.items())
-    say("parse metadata", f"replicas: {listed}")
-    return Scope(replicas=wanted, in_place=meta.in_place)
+    return Scope(replicas=wanted, in_place=meta.in_place, strategy=meta.strategy)

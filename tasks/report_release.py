@@ -1,10 +1,12 @@
 """Step 8: report how the release ended."""
 
 import re
+from datetime import UTC, datetime
 
-from prefect.artifacts import acreate_markdown_artifact
+from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from prefect_rollout.ledger import KEY, changes, table
 from prefect_rollout.models import ReleaseResult
 from prefect_rollout.report import render
 from prefect_rollout.tasks.step import step
@@ -13,20 +15,24 @@ from prefect_rollout.text import markdown
 
 @step("report release", "report {result.deployment} {result.outcome.value}", cache_policy=NO_CACHE)
 async def report_release(result: ReleaseResult) -> ReleaseResult:
-    """Leaves a markdown artifact that tells a person how the release ended, and returns `result`.
+    """Leaves artifacts that tell how the release ended, and returns `result`.
 
-    The artifact's key is the same for every release of a deployment, so that its versions are the
-    deployment's history.
+    One is a page for a person, the other a table of what changed in each cluster; a dry run and a run
+    that skipped itself leave no table. The keys are the same for every release of a deployment, so that
+    the artifacts' versions are the deployment's history.
     """
+    description = f"{markdown(result.deployment, 80)}: {result.outcome.value}"
     await acreate_markdown_artifact(
         render(result),
-        key=artifact_key(result),
-        description=f"{markdown(result.deployment, 80)}: {result.outcome.value}",
+        key=artifact_key(result, "plan" if result.dry_run else "release"),
+        description=description,
     )
+    if rows := changes(result, datetime.now(UTC)):
+        await acreate_table_artifact(table(rows), key=artifact_key(result, KEY), description=description)
     return result
 
 
-def artifact_key(result: ReleaseResult) -> str:
-    """`release-<app id>-<deployment>` in the characters that Prefect allows: a-z, 0-9 and dashes."""
-    name = f"release-{result.app_id}-{result.deployment}".lower()
+def artifact_key(result: ReleaseResult, kind: str = "release") -> str:
+    """`<kind>-<app id>-<deployment>` in the characters that Prefect allows: a-z, 0-9 and dashes."""
+    name = f"{kind}-{result.app_id}-{result.deployment}".lower()
     return re.sub(r"-+", "-", re.sub(r"[^a-z0-9]", "-", name)).strip("-")[:255]

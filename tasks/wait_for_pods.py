@@ -19,6 +19,7 @@ from prefect_rollout.progress import Progress, tell
 from prefect_rollout.settings import patience
 from prefect_rollout.tasks.before import still_online
 from prefect_rollout.tasks.step import may_have_run_before, run_logger, step
+from prefect_rollout.turns import resting
 from prefect_rollout.verdict import Ending, Expected, Grace, Look, Verdict, judge
 
 
@@ -61,33 +62,34 @@ async def wait_for_pods(
     async with open_target(target) as platform:
         if may_have_run_before():
             await still_online(platform, deployment, expected)
-        started = time.monotonic()
-        tick = 0
-        while True:
-            unanswered: PlatformError | None = None
-            try:
-                now = await platform.status(deployment, clusters)
-            except PlatformError as error:
-                logger.warning("Poll %d of %d: %s", tick + 1, poll_attempts, error)
-                unanswered, now = error, None
-            at = time.monotonic()
-            # The tick after the one that is running by now: polls that took long are not made up for.
-            tick = max(tick + 1, math.ceil((at - started) / poll_seconds))
-            # No poll before a Retry-After has passed, even where the last one comes late by that.
-            wait = (unanswered.retry_after or 0) if unanswered else 0
-            last = tick >= poll_attempts or wait > longest_wait
-            tick = max(tick, math.ceil((at - started + wait) / poll_seconds))
-            verdict = judge(expected, Look(at=at, clusters=now), verdict, grace=grace, last=last)
-            if not unanswered:
-                tell(Progress("wait for pods", "running", verdict.counts, aloud=True))
-            if verdict.ending is Ending.RELEASED:
-                logger.info("All new pods are ready: %s", verdict.counts)
-                return verdict
-            if verdict.ending is not Ending.WAITING:
-                raise _error(verdict, unanswered, at - started)
-            if not unanswered and said != (said := verdict.explain()):
-                logger.info("Waiting: %s", said)
-            await asyncio.sleep(max(0.0, started + tick * poll_seconds - time.monotonic()))
+        async with resting():
+            started = time.monotonic()
+            tick = 0
+            while True:
+                unanswered: PlatformError | None = None
+                try:
+                    now = await platform.status(deployment, clusters)
+                except PlatformError as error:
+                    logger.warning("Poll %d of %d: %s", tick + 1, poll_attempts, error)
+                    unanswered, now = error, None
+                at = time.monotonic()
+                # The tick after the one that is running by now: polls that took long are not made up for.
+                tick = max(tick + 1, math.ceil((at - started) / poll_seconds))
+                # No poll before a Retry-After has passed, even where the last one comes late by that.
+                wait = (unanswered.retry_after or 0) if unanswered else 0
+                last = tick >= poll_attempts or wait > longest_wait
+                tick = max(tick, math.ceil((at - started + wait) / poll_seconds))
+                verdict = judge(expected, Look(at=at, clusters=now), verdict, grace=grace, last=last)
+                if not unanswered:
+                    tell(Progress("wait for pods", "running", verdict.counts, aloud=True))
+                if verdict.ending is Ending.RELEASED:
+                    logger.info("All new pods are ready: %s", verdict.counts)
+                    return verdict
+                if verdict.ending is not Ending.WAITING:
+                    raise _error(verdict, unanswered, at - started)
+                if not unanswered and said != (said := verdict.explain()):
+                    logger.info("Waiting: %s", said)
+                await asyncio.sleep(max(0.0, started + tick * poll_seconds - time.monotonic()))
 
 
 def _error(verdict: Verdict, unanswered: PlatformError | None, seconds: float) -> ReleaseError:

@@ -81,7 +81,7 @@ async def _gone(path: dict[str, Any], control: str) -> str:
         result = await getattr(flows, path["flow"])(**path["parameters"])
     except Exception as error:  # noqa: BLE001 - any other would be a finding, and end no path but its own
         return f"{type(error).__name__}: {error} {error!r} {vars(error)}"
-    return f"released: {result.model_dump_json()}"
+    return f"{result.outcome.value}: {result.model_dump_json()}"
 
 
 async def _main(plan: dict[str, Any]) -> dict[str, str]:

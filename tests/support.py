@@ -1,5 +1,6 @@
 """What several test modules use."""
 
+import asyncio
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
+from uuid import UUID
 
 import httpx
 
@@ -106,6 +108,18 @@ class Zygote:
         assert self._process.stdout
         self._process.stdin.write(json.dumps({"run": str(run_id), "environment": environment}) + "\n")
         return int(self._process.stdout.readline())
+
+
+async def task_runs_of(run_id: UUID, at_least: int = 1) -> list[Any]:
+    """The task runs of a flow run, once so many are recorded: Prefect does so behind the flow's back."""
+    from prefect import get_client
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    wanted = FlowRunFilter(id=FlowRunFilterId(any_=[run_id]))
+    async with asyncio.timeout(30), get_client() as client:
+        while len(found := await client.read_task_runs(flow_run_filter=wanted)) < at_least:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)
+    return found
 
 
 def lives(pid: int) -> bool:

@@ -62,7 +62,8 @@ def test_help_names_the_commands(tmp_path: Path) -> None:
     assert shown.returncode == 0
     for command in (
         *("demo", "simulate", "configure"),
-        *("deploy", "rollback", "restart", "scale", "retry"),
+        *("deploy", "batch", "rollback", "restart", "scale", "retry"),
+        *("history", "notify"),
     ):
         assert f" {command} " in shown.stdout
 
@@ -456,3 +457,60 @@ def test_a_scenario_with_a_mistake_is_refused_by_its_field(tmp_path: Path) -> No
     assert ended.returncode == 2
     assert "apps.0" in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+PLAN = """
+defaults: {poll_seconds: 0.2, poll_attempts: 100, grace_seconds: 2}
+failure_budget: 1
+releases:
+  - {app_id: 3290, deployment: qapm-home}
+  - {app_id: 3290, deployment: bad-image}
+  - {app_id: 3290, deployment: qapm-api, wave: 2, clusters: [pub-bjwdt]}
+"""
+
+
+def test_a_batch_tells_each_release_and_what_failed_and_is_gone_on_with(
+    cloud: Cloud, prefect_server: str, tmp_path: Path
+) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN, encoding="utf-8")
+    variables = {**cloud.environment, "PREFECT_API_URL": prefect_server}
+    ended = call("batch", str(plan), "--json", home=tmp_path, variables=variables)
+    assert ended.returncode == 1, ended.stderr
+    lines = ended.stderr.splitlines()
+    assert "wave 1: 2 releases" in lines
+    assert "wave 2: 1 release" in lines
+    assert any(
+        re.match(r"3290/qapm-home released \(template 1343170 → \d+\) in \d+ s", line) for line in lines
+    )
+    assert any(line.startswith("3290/bad-image failed in ") and "ImagePullError" in line for line in lines)
+    result = json.loads(ended.stdout)
+    assert {row["name"]: row["stage"] for row in result["releases"]} == {
+        "3290/qapm-home": "released",
+        "3290/bad-image": "failed",
+        "3290/qapm-api": "released",
+    }
+    assert result["error"]["message"].startswith("1 failed, 2 released: 3290/bad-image: ")
+    assert f"retry {result['batch_id']}" in ended.stderr
+    written = len(cloud.record)
+
+    cloud.control("PUT", "apps/3290/deployments/bad-image/behaviour", json=[])
+    again = call("retry", result["batch_id"], "--json", home=tmp_path, variables=variables)
+    assert again.returncode == 1, again.stderr  # its pods keep the image that nobody pushed
+    assert {row["name"] for row in json.loads(again.stdout)["releases"] if row["stage"] == "failed"} == {
+        "3290/bad-image"
+    }
+    assert len(cloud.record) == written
+
+
+def test_the_mistakes_of_a_plan_are_all_listed_with_their_lines(tmp_path: Path) -> None:
+    plan = tmp_path / "plan.yaml"
+    plan.write_text(PLAN.replace("wave: 2", "wawe: 2").replace("qapm-home", "bad-image"), encoding="utf-8")
+    ended = call("batch", str(plan), home=tmp_path)
+    assert ended.returncode == 2
+    assert "line 6" in ended.stderr
+    assert "line 7" in ended.stderr
+    assert "did you mean wave?" in ended.stderr
+    missing = call("batch", str(tmp_path / "nowhere.yaml"), home=tmp_path)
+    assert missing.returncode == 2
+    assert "cannot be read" in missing.stderr

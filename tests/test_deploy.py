@@ -13,8 +13,6 @@ from prefect.client.schemas.actions import BlockDocumentUpdate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
-    FlowRunFilter,
-    FlowRunFilterId,
 )
 from prefect.flow_engine import run_flow_async
 from prefect.states import AwaitingRetry
@@ -46,7 +44,7 @@ from prefect_rollout.errors import (
 from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.models import Outcome, ReleaseResult
 from prefect_rollout.progress import STEPS, Progress, listening
-from support import Cloud
+from support import Cloud, task_runs_of
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 IMAGE = "harbor.qihoo.net/qdgc-qapm/qapm-web:202407291835-ddc95a7"
@@ -104,7 +102,7 @@ async def test_the_articles_app_is_released_in_eight_steps(cloud: Cloud, prefect
     run_id = UUID(result.release_id)
     async with get_client() as client:
         run = await client.read_flow_run(run_id)
-        runs = await client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
+        runs = await task_runs_of(run_id, at_least=8)
         artifacts = await client.read_artifacts(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
         )

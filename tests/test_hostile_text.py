@@ -17,15 +17,13 @@ from prefect import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
-    FlowRunFilter,
-    FlowRunFilterId,
     LogFilter,
     LogFilterFlowRunId,
 )
 
 from prefect_rollout.errors import PlatformError, ReleaseTimedOutError, RolloutError, UnusableAnswerError
 from prefect_rollout.flows import deploy_latest_image
-from support import BIN, Cloud
+from support import BIN, Cloud, task_runs_of
 from tap import Tap, tapped
 
 MARKUP = "<img src=x onerror=alert(1)><!--`[a](http://evil.example)|**b**"
@@ -112,7 +110,7 @@ async def assert_tame(run_id: UUID, links: list[str]) -> str:
     """No text of others is alive in anything that Prefect keeps of the run; all of it."""
     async with get_client() as client:
         run = await client.read_flow_run(run_id)
-        tasks = await client.read_task_runs(flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run_id])))
+        tasks = await task_runs_of(run_id, at_least=2)
         logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
         artifacts = await client.read_artifacts(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
@@ -128,8 +126,14 @@ async def assert_tame(run_id: UUID, links: list[str]) -> str:
     page = Page(str(report.data))
     assert page.tags <= OURS
     assert sorted(map(str, page.targets)) == sorted(links)
-    assert page.headings[0].startswith(("✅", "❌"))
+    assert page.headings[0].startswith(("✅", "❌", "📋"))
     assert {"Clusters", "Images", "Pods at the last look", "Time"} >= set(page.headings[1:])
+    (table,) = [artifact for artifact in artifacts if artifact.type == "table"]
+    cells = [
+        Page(cell) for row in json.loads(str(table.data)) for cell in row.values() if isinstance(cell, str)
+    ]
+    assert {tag for cell in cells for tag in cell.tags} <= {"p", "code"}
+    assert [target for cell in cells for target in cell.targets] == []
     description = Page(report.description or "")
     assert description.tags <= {"p", "code"}
     return "\n".join([*shown, page.text, description.text])
@@ -143,6 +147,12 @@ async def test_hostile_names_are_words_in_a_release(tap: Tap) -> None:
     shown = await assert_tame(UUID(result.release_id), list(result.links.values()))
     assert shown.count(MARKUP) > 20, "they are shown, as they are"
     assert result.app == NASTY
+
+
+async def test_hostile_names_are_words_in_a_plan(tap: Tap) -> None:
+    result = await deploy_latest_image(**WEB, dry_run=True)
+    shown = await assert_tame(UUID(result.release_id), list(result.links.values()))
+    assert shown.count(MARKUP) > 10, "they are shown, as they are"
 
 
 async def failure(kind: type[RolloutError], **parameters: Any) -> RolloutError:

@@ -272,7 +272,7 @@ async def test_every_kill_of_a_run_is_found_and_a_good_end_is_left_alone(
         assert cloud.writes == WRITES
 
         # A heartbeat that arrives after the end has the automation wait, and act, in vain.
-        await reaper.beat(client, run.id)
+        await reaper.beat(client, [run.id])
         refused = "prefect.automation.action.failed"
         end = time.monotonic() + 40
         while not await happened(client, refused, f"prefect.automation.{automation}"):
@@ -389,7 +389,7 @@ async def test_a_release_sweeps_up_what_was_killed_while_no_server_ran(
         ]
         await asyncio.sleep(0.5)
         moment = datetime.now(UTC)
-        await reaper.beat(client, alive.id)
+        await reaper.beat(client, [alive.id])
         end = time.monotonic() + 30
         while not await happened(client, reaper.HEARTBEAT, f"prefect.flow-run.{alive.id}"):
             assert time.monotonic() < end, "the heartbeat was not recorded"

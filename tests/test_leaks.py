@@ -43,8 +43,9 @@ PLANTED = {
     "a mistyped secret": "mistypedSecretBv74QwEr",
     "an environment value of a template": "dbPasswordUi38ZxCv",
     "an annotation of a template": "annotationOp61HjKl",
+    "an environment value that is replaced": "olderPasswordXe71MbTq",
 }
-ID, SECRET, READER, READS, ENV_ID, ENV_SECRET, MISTYPED, VALUE, NOTE = PLANTED.values()
+ID, SECRET, READER, READS, ENV_ID, ENV_SECRET, MISTYPED, VALUE, NOTE, OLDER_VALUE = PLANTED.values()
 CARELESS = "carelessAs52DfGh"
 META = "metaDataRt19YuIo"
 
@@ -69,6 +70,33 @@ TEMPLATE = {
     "metadata": {"annotations": {"note": NOTE}},
     "spec": {"selector": {"matchLabels": {"app": "web"}}, "template": SPEC},
 }
+OLDER = {**TEMPLATE, "spec": {"template": json.loads(json.dumps(SPEC).replace(VALUE, OLDER_VALUE))}}
+# Newer than what is online in every field that is shown, and in many that are not.
+CHANGED: dict[str, Any] = {
+    "name": "web",
+    "image": "r/web:2",
+    "args": ["--password", VALUE],
+    "command": [VALUE],
+    "workingDir": VALUE,
+    "env": [{"name": "DB_PASSWORD", "value": VALUE}, {"name": "OTHER", "value": VALUE}],
+    "livenessProbe": {"exec": {"command": [VALUE]}, "httpGet": {"path": f"/?token={VALUE}", "port": 80}},
+    VALUE: VALUE,
+}
+TO_PLAN = [
+    {"id": 80, "template": OLDER},
+    {
+        "id": 81,
+        "template": {
+            **TEMPLATE,
+            "spec": {
+                "template": {
+                    "metadata": {"annotations": {"note": NOTE, "other": VALUE}, VALUE: NOTE},
+                    "spec": {"containers": [CHANGED], "hostAliases": [{"ip": VALUE}]},
+                }
+            },
+        },
+    },
+]
 NO_WORKLOAD = {
     "kind": "Deployment",
     "spec": {"template": {"spec": {"containers": [{"name": {VALUE: NOTE}}]}}},
@@ -99,6 +127,7 @@ SCENARIO = {
                 deployment(5, "no-deployment", json.dumps({**TEMPLATE, "kind": VALUE})),
                 deployment(6, "bad-meta", metaData=json.dumps({"clusters": {"c1": {"replica": META}}})),
                 deployment(7, "no-page"),
+                {**deployment(8, "to-plan", OLDER, online={"c1": 80}), "templates": TO_PLAN},
             ],
         }
     ],
@@ -135,6 +164,9 @@ PATHS: dict[str, tuple[dict[str, Any], str]] = {
     "rolled back": (path("rollback"), "released"),
     "restarted": (path("restart"), "released"),
     "scaled": (path("scale", replicas=2), "released"),
+    "planned": (path(deployment="to-plan", dry_run=True), "planned"),
+    "a plan that changed": (path(deployment="to-plan", expect_plan="0" * 16), "PlanChangedError"),
+    "a rollback planned": (path("rollback", deployment="to-plan", to_template=81, dry_run=True), "planned"),
     "by the environment's key": (path(block="default"), "released"),
     "401": (path(block="mistyped"), "AuthenticationError"),
     "403": (path(block="reader"), "AccessDeniedError"),
@@ -397,6 +429,7 @@ def command_line(variables: dict[str, str]) -> dict[str, subprocess.CompletedPro
     configure = [ours, "configure", "--app-id", "1", "--name"]
     runs = {
         "deploy": ended([*deploy, "web", "--reason", CARELESS], variables),
+        "deploy, dry run": ended([*deploy, "to-plan", "--dry-run"], variables),
         "configure": ended([*configure, "made"], variables),
         "configure with a mistyped secret": ended(
             [*configure, "unmade"], {**variables, "K8S_SECRET_KEY": dressed(MISTYPED)}
@@ -437,6 +470,7 @@ def test_each_command_ends_as_it_is_meant_to(evidence: Evidence) -> None:
     assert codes == {
         "paths": 0,
         "deploy": 0,
+        "deploy, dry run": 0,
         "configure": 0,
         "configure with a mistyped secret": 1,
         "configure with a secret that is no text": 2,

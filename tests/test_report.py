@@ -53,6 +53,12 @@ def test_a_release_is_told_with_what_changed_where() -> None:
     assert '<a href="http://127.0.0.1/runs/flow-run/0191">Flow run</a>' in page
 
 
+def test_a_glass_that_was_broken_is_told_with_its_reason() -> None:
+    page = html(render(result(break_glass="<b>线上故障</b>")))
+    assert "<strong>Break glass:</strong> &lt;b&gt;线上故障&lt;/b&gt;" in page
+    assert "Break glass" not in render(result())
+
+
 def test_a_publish_whose_answer_was_lost_is_told_as_unknown() -> None:
     lost = ClusterResult(cluster="pub-bjyt", replicas=1, published=None, template_before=1343100)
     page = html(render(result(outcome=Outcome.FAILED, clusters=[lost])))

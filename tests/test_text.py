@@ -8,7 +8,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from prefect_rollout.text import json_line, markdown, masked, one_line
+from prefect_rollout.text import cell, json_line, markdown, masked, one_line, plain
 
 
 def test_chinese_stays_as_it_is() -> None:
@@ -100,3 +100,16 @@ def test_a_key_id_within_the_secret_leaves_nothing_of_it() -> None:
 
 def test_nothing_is_masked_where_nothing_is_secret() -> None:
     assert masked("配额不足", ["", "s3cret"]) == "配额不足"
+
+
+@given(st.text())
+@example("- `a` 1. http://e.x/`b`|\\<&lt;>\\\\ www.x a\\@b")
+def test_what_a_cell_shows_can_be_read_back(text: str) -> None:
+    assert plain(markdown(text)) == plain(cell(text)) == one_line(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["- x", "-", "---", "- - -", "1. x", "12.", "-x", "1.5", "* x", "+ x", "# x"]
+)
+def test_a_cell_begins_no_list_and_no_rule(text: str) -> None:
+    assert MarkdownIt("gfm-like").render(cell(text)).strip() == f"<p>{text}</p>"

@@ -1,4 +1,4 @@
-"""The command line: demo, simulate, configure; deploy, rollback, restart, scale, retry.
+"""The command line: releases, what was released, and what it takes to try it out.
 
 Exit codes: 0 released, 1 failed, 2 wrong use or configuration, 3 timed out, 130 cancelled. Prefect is
 imported inside the commands that need it, so that `--help` answers at once.
@@ -6,6 +6,7 @@ imported inside the commands that need it, so that `--help` answers at once.
 
 import asyncio
 import contextlib
+import getpass
 import os
 import shlex
 import shutil
@@ -14,6 +15,7 @@ import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
@@ -21,21 +23,27 @@ from uuid import UUID
 
 from cyclopts import App, CycloptsError, Parameter
 from cyclopts.validators import Number
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.prompt import Prompt
+from rich.table import Table
+from rich.text import Text
 
 from prefect_rollout import embedded
+from prefect_rollout.difference import plan_lines
 from prefect_rollout.errors import (
     ConfigurationError,
     InputError,
     LockLostError,
+    NotApprovedError,
     ReleaseCancelledError,
     ReleaseTimedOutError,
     RolloutError,
 )
-from prefect_rollout.live import LiveSteps
+from prefect_rollout.live import LiveProgress
 from prefect_rollout.models import (
     Action,
+    Checked,
     Outcome,
     ReleaseRequest,
     ReleaseResult,
@@ -48,7 +56,17 @@ from prefect_rollout.text import json_line, one_line
 if TYPE_CHECKING:
     from prefect.client.schemas.objects import State
 
-EXIT_CODES = {Outcome.RELEASED: 0, Outcome.FAILED: 1, Outcome.TIMED_OUT: 3, Outcome.CANCELLED: 130}
+    from prefect_rollout.batch import BatchResult
+    from prefect_rollout.ledger import Change, Wanted
+
+EXIT_CODES = {
+    Outcome.RELEASED: 0,
+    Outcome.PLANNED: 0,
+    Outcome.FAILED: 1,
+    Outcome.TIMED_OUT: 3,
+    Outcome.SKIPPED: 4,
+    Outcome.CANCELLED: 130,
+}
 WRONG_USE = 2
 
 
@@ -180,6 +198,32 @@ AsJson = Annotated[
 ]
 
 
+def _me() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return ""
+
+
+RequestedBy = Annotated[str | None, Parameter(help="Who asks for it; you, if not given.")]
+WindowWait = Annotated[
+    float, Parameter(help="Seconds to wait where a release window is closed; 0 refuses at once.")
+]
+BreakGlass = Annotated[
+    str, Parameter(help="Why it passes a closed release window all the same; kept in the history.")
+]
+ApprovalSeconds = Annotated[
+    float, Parameter(help="Seconds after which a release that nobody approved fails.")
+]
+DryRun = Annotated[
+    bool,
+    Parameter(
+        help="Read everything and write nothing: print what would change, and the plan's hash.", negative=""
+    ),
+]
+ExpectPlan = Annotated[str, Parameter(help="Hash of a dry run: refuse where something has changed since.")]
+
+
 @Parameter(name="*")
 @dataclass(kw_only=True)
 class Common:
@@ -210,11 +254,16 @@ class Common:
     lock_wait_seconds: Annotated[
         float, Parameter(help="Seconds to wait for another release of the deployment; 0 refuses at once.")
     ] = 600
+    requested_by: RequestedBy = None
+    window_wait_seconds: WindowWait = 0
+    break_glass: BreakGlass = ""
 
     def values(self) -> dict[str, Any]:
         """The flow's parameters."""
         given = asdict(self)
         given["clusters"] = given.pop("cluster")
+        if self.requested_by is None:
+            given["requested_by"] = _me()
         return given
 
 
@@ -234,16 +283,80 @@ def deploy(
         Literal["stop", "rollback"],
         Parameter(help="Leave everything as it is, or put back every cluster that was touched."),
     ] = "stop",
+    approval: Annotated[
+        Literal["none", "before-release"],
+        Parameter(help="Wait until a person has approved in the Prefect UI what would change."),
+    ] = "none",
+    approval_seconds: ApprovalSeconds = 86_400,
+    dry_run: DryRun = False,
+    expect_plan: ExpectPlan = "",
     as_json: AsJson = False,
 ) -> int:
     """Release a deployment in this process, against the Prefect API that is configured or an embedded one."""
     return _run(
         "deploy_latest_image",
         lambda: ReleaseRequest.of(
-            **common.values(), template_id=template_id, images=_images(image), on_failure=on_failure
+            **common.values(),
+            template_id=template_id,
+            images=_images(image),
+            on_failure=on_failure,
+            approval=approval,
+            approval_seconds=approval_seconds,
+            dry_run=dry_run,
+            expect_plan=expect_plan,
         ),
         as_json,
     )
+
+
+@app.command
+def batch(
+    plan: Annotated[Path, Parameter(help="YAML or JSON file of the releases, in waves.")],
+    /,
+    *,
+    run_in: Annotated[
+        Literal["process", "work-pool"],
+        Parameter(help="Run the releases in this process, or as runs of the child deployment by workers."),
+    ] = "process",
+    child_deployment: Annotated[
+        str, Parameter(help="Deployment of the flow deploy-latest-image for work-pool: flow/deployment.")
+    ] = "deploy-latest-image/batch-release",
+    only_failed: Annotated[
+        bool,
+        Parameter(help="Leave out what earlier batches of the same plan have released.", negative=""),
+    ] = False,
+    approval: Annotated[
+        Literal["none", "before-release", "between-waves"],
+        Parameter(help="Wait for a person's approval in the Prefect UI."),
+    ] = "none",
+    approval_seconds: ApprovalSeconds = 86_400,
+    dry_run: DryRun = False,
+    expect_plan: ExpectPlan = "",
+    requested_by: RequestedBy = None,
+    window_wait_seconds: WindowWait = 0,
+    break_glass: BreakGlass = "",
+    as_json: AsJson = False,
+) -> int:
+    """Release many deployments from a plan, in waves, each as a flow run of its own."""
+    asked = {
+        "run_in": run_in,
+        "child_deployment": child_deployment,
+        "only_failed": only_failed,
+        "approval": approval,
+        "approval_seconds": approval_seconds,
+        "dry_run": dry_run,
+        "expect_plan": expect_plan,
+        "requested_by": _me() if requested_by is None else requested_by,
+        "window_wait_seconds": window_wait_seconds,
+        "break_glass": break_glass,
+    }
+
+    def request() -> Checked:
+        from prefect_rollout.plan import BatchRequest, load_plan
+
+        return BatchRequest.of(plan=load_plan(plan), **asked)
+
+    return _run("deploy_batch", request, as_json)
 
 
 @app.command
@@ -253,10 +366,18 @@ def rollback(
     to_template: Annotated[
         str | None, Parameter(help="Template to go back to; each cluster's previous one if not given.")
     ] = None,
+    dry_run: DryRun = False,
+    expect_plan: ExpectPlan = "",
     as_json: AsJson = False,
 ) -> int:
     """Put a deployment back to what was online in each cluster before what is now."""
-    return _run("rollback", lambda: RollbackRequest.of(**common.values(), to_template=to_template), as_json)
+    return _run(
+        "rollback",
+        lambda: RollbackRequest.of(
+            **common.values(), to_template=to_template, dry_run=dry_run, expect_plan=expect_plan
+        ),
+        as_json,
+    )
 
 
 @app.command
@@ -294,10 +415,102 @@ def retry(
         return _conduct(lambda: _retry(wanted), stdout)
 
 
-async def _retry(run_id: UUID) -> ReleaseResult:
+async def _retry(run_id: UUID) -> "ReleaseResult | BatchResult":
     from prefect_rollout.flows.again import go_on
 
     return await _result(await go_on(run_id))
+
+
+@app.command
+def history(
+    *,
+    app_id: Annotated[
+        str | None, Parameter(name=("--app", "--app-id"), help="Only releases of this app.")
+    ] = None,
+    deployment: Annotated[str | None, Parameter(help="Only of this deployment.")] = None,
+    cluster: Annotated[str | None, Parameter(help="Only what concerned this cluster.")] = None,
+    since: Annotated[
+        str | None, Parameter(help="Only since then: 7d, 36h, 2026-11-01, or an ISO date and time.")
+    ] = None,
+    limit: Annotated[int, Parameter(help="Rows at the most.", validator=Number(gte=1))] = 50,
+    as_json: Annotated[
+        bool, Parameter(name="--json", help="Print a JSON object a line on standard output.", negative="")
+    ] = False,
+) -> int:
+    """Say what changed, who asked for it, when, why and through which entrance: the newest first."""
+    embedded.prepare()
+    with _stdout_for_json(as_json) as stdout:
+        from prefect_rollout import ledger
+
+        after = None if since is None else ledger.since_of(since, datetime.now(UTC))
+        embedded.reach()
+        found = asyncio.run(_history(ledger.Wanted(app_id, deployment, cluster, after, limit)))
+        if stdout:
+            stdout.writelines(json_line(change.model_dump(mode="json")) + "\n" for change in found)
+        elif found:
+            # What reads from a pipe has no width.
+            out = _Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 250)
+            out.print(_history_table(found))
+    if not found:
+        asked = {"app": app_id, "deployment": deployment, "cluster": cluster, "since": since}
+        fits = ", ".join(f"{name} {one_line(value, 80)}" for name, value in asked.items() if value)
+        err.print(f"No release{' of ' if fits else ''}{fits} is on record.", markup=False, soft_wrap=True)
+    return 0
+
+
+async def _history(wanted: "Wanted") -> "list[Change]":
+    from prefect import get_client
+
+    from prefect_rollout import ledger
+
+    async with get_client() as client:
+        return await ledger.read(client, wanted)
+
+
+def _history_table(found: "list[Change]") -> Table:
+    """The changes as a person reads them; texts of others are words in it, too."""
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("When", no_wrap=True)
+    for head in ("Deployment (app)", "What", "Cluster", "Before → after", "Who (entrance)", "Why"):
+        table.add_column(head, overflow="fold")
+    table.add_column("Flow run", no_wrap=True)
+    for change in found:
+        who = f"{change.who} ({change.entrance})" if change.entrance else change.who
+        if change.approved_by:
+            who += f", approved by {change.approved_by}"
+        why = f"{change.why} [break glass: {change.break_glass}]" if change.break_glass else change.why
+        cells = (
+            *(f"{change.when.astimezone():%Y-%m-%d %H:%M}", f"{change.deployment} ({change.app_id})"),
+            *(f"{change.action}: {change.outcome}", change.cluster, f"{change.before} → {change.after}"),
+            *(who, why, change.run_id),
+        )
+        table.add_row(*(Text(one_line(cell, 1000)) for cell in cells))
+    return table
+
+
+@app.command
+def notify(
+    files: Annotated[list[Path], Parameter(help="Automations, as in docs/automations.")],
+    /,
+    *,
+    block: Annotated[str, Parameter(help="Notification block: type-slug/name, such as slack-webhook/ops.")],
+) -> int:
+    """Create automations that notify, or renew those of the same names."""
+    embedded.prepare()
+    embedded.reach()
+    for name, created in asyncio.run(_notify(files, block)):
+        done = "Created" if created else "Renewed"
+        err.print(f"{done} the automation {one_line(name, 120)!r}.", markup=False, soft_wrap=True)
+    return 0
+
+
+async def _notify(files: list[Path], block: str) -> list[tuple[str, bool]]:
+    from prefect import get_client
+
+    from prefect_rollout import automations
+
+    async with get_client() as client:
+        return await automations.apply(client, files, block)
 
 
 def _images(given: list[str] | None) -> dict[str, str] | None:
@@ -312,7 +525,7 @@ def _images(given: list[str] | None) -> dict[str, str] | None:
     return images or None
 
 
-def _run(flow: str, request: Callable[[], Request], as_json: bool) -> int:
+def _run(flow: str, request: Callable[[], Checked], as_json: bool) -> int:
     """Runs the flow of that name, once what it is asked has been checked."""
     embedded.prepare()
     with _stdout_for_json(as_json) as stdout:
@@ -323,14 +536,16 @@ def _run(flow: str, request: Callable[[], Request], as_json: bool) -> int:
         return _conduct(lambda: _run_flow(flow, asked), stdout)
 
 
-def _conduct(work: Callable[[], Coroutine[Any, Any, ReleaseResult]], stdout: TextIO | None) -> int:
-    """Runs a flow in this process, shows its steps, says how it ended, returns the exit code."""
+def _conduct(
+    work: "Callable[[], Coroutine[Any, Any, ReleaseResult | BatchResult]]", stdout: TextIO | None
+) -> int:
+    """Runs a flow in this process, shows its progress, says how it ended, returns the exit code."""
     err.print(f"Prefect API: {embedded.api_in_use()}", markup=False, soft_wrap=True)
     if embedded.in_use():
         err.print("It starts with this command, which takes some seconds, and ends with it.")
     from prefect.exceptions import Abort, TerminationSignal
 
-    result: ReleaseResult | None = None
+    result: ReleaseResult | BatchResult | None = None
     error: RolloutError | None = None
     try:
         for killed, name in embedded.reach().items():
@@ -340,10 +555,10 @@ def _conduct(work: Callable[[], Coroutine[Any, Any, ReleaseResult]], stdout: Tex
                 markup=False,
                 soft_wrap=True,
             )
-        with LiveSteps(err).showing():
+        with LiveProgress(err).showing():
             result = asyncio.run(_cancelled_by_ctrl_c(work()))
     except RolloutError as failure:
-        result, error = failure.result, failure
+        result, error = failure.batch or failure.result, failure
     except TerminationSignal as signalled:  # Prefect's word for SIGTERM
         raise KeyboardInterrupt from signalled
     except Abort as aborted:  # another process goes on with the run
@@ -351,7 +566,9 @@ def _conduct(work: Callable[[], Coroutine[Any, Any, ReleaseResult]], stdout: Tex
     return _end(result, error, stdout)
 
 
-async def _cancelled_by_ctrl_c(work: Coroutine[Any, Any, ReleaseResult]) -> ReleaseResult:
+async def _cancelled_by_ctrl_c(
+    work: "Coroutine[Any, Any, ReleaseResult | BatchResult]",
+) -> "ReleaseResult | BatchResult":
     """`work`; the first Ctrl-C cancels the release in good order, a second one ends it at once."""
     from prefect_rollout import guard
 
@@ -368,35 +585,41 @@ async def _cancelled_by_ctrl_c(work: Coroutine[Any, Any, ReleaseResult]) -> Rele
     return await task
 
 
-async def _run_flow(name: str, request: Request) -> ReleaseResult:
-    from prefect_rollout import flows
+async def _run_flow(name: str, request: Checked) -> "ReleaseResult | BatchResult":
+    from prefect import tags
 
-    state = await getattr(flows, name)(**request.model_dump(), return_state=True)
+    from prefect_rollout import flows
+    from prefect_rollout.ledger import ENTRANCE
+
+    # Not dumped: a plan keeps the lines of its file.
+    parameters = {field: getattr(request, field) for field in type(request).model_fields}
+    with tags(f"{ENTRANCE}cli"):
+        state = await getattr(flows, name)(**parameters, return_state=True)
     return await _result(state)
 
 
-async def _result(state: "State[ReleaseResult]") -> ReleaseResult:
+async def _result(state: "State[ReleaseResult | BatchResult]") -> "ReleaseResult | BatchResult":
     await embedded.settle(state.state_details.flow_run_id)
     return await state.aresult()
 
 
-def _end(result: ReleaseResult | None, error: RolloutError | None, stdout: TextIO | None) -> int:
+def _end(
+    result: "ReleaseResult | BatchResult | None", error: RolloutError | None, stdout: TextIO | None
+) -> int:
     """Says how a release ended, to a person and, where `stdout` is given, as JSON; the exit code."""
     outcome = result.outcome if result else Outcome.FAILED
     if error:
         _complain(error)
+    elif result and result.outcome is Outcome.PLANNED:
+        for line in _planned(result):
+            err.print(line, markup=False, soft_wrap=True)
     elif result:
-        ready = ", ".join(f"{c.cluster} {c.ready}/{c.replicas}" for c in result.clusters)
-        err.print(
-            f"{_DONE[result.action]}: {one_line(result.deployment)} runs {_template(result)} "
-            f"in {one_line(ready)}.",
-            style="green",
-            markup=False,
-            soft_wrap=True,
-        )
-    if error and result and not any(cluster.rolled_back for cluster in result.clusters):
+        done = _released(result) if isinstance(result, ReleaseResult) else f"Done: {result.counted}."
+        err.print(done, style="green", markup=False, soft_wrap=True)
+    over = isinstance(error, NotApprovedError) and error.rejected
+    if error and not over and (run_id := _to_go_on_with(result)):
         ours = _command("prefect-rollout")
-        err.print(f"Go on with it: {ours} retry {result.release_id}", markup=False, soft_wrap=True)
+        err.print(f"Go on with it: {ours} retry {run_id}", markup=False, soft_wrap=True)
     if stdout:
         document: dict[str, Any] = result.model_dump(mode="json") if result else {"outcome": outcome.value}
         if error:
@@ -413,6 +636,37 @@ _DONE = {
     Action.RESTART: "Restarted",
     Action.SCALE: "Scaled",
 }
+
+
+def _planned(result: "ReleaseResult | BatchResult") -> Iterator[str]:
+    if isinstance(result, ReleaseResult):
+        lines = plan_lines(result.plan) if result.plan else []
+        plan_hash = result.plan.plan_hash if result.plan else ""
+    else:
+        from prefect_rollout.batch import plan_of_all
+
+        lines, plan_hash = plan_of_all(result), result.plan_hash
+    yield from lines
+    yield (
+        "Nothing was written. To do exactly this: the same command with "
+        f"--expect-plan {plan_hash} in place of --dry-run."
+    )
+
+
+def _released(result: ReleaseResult) -> str:
+    ready = ", ".join(f"{c.cluster} {c.ready}/{c.replicas}" for c in result.clusters)
+    deployment = one_line(result.deployment)
+    return f"{_DONE[result.action]}: {deployment} runs {_template(result)} in {one_line(ready)}."
+
+
+def _to_go_on_with(result: "ReleaseResult | BatchResult | None") -> str | None:
+    """The flow run that a retry goes on with, if it does."""
+    if result is None:
+        return None
+    if not isinstance(result, ReleaseResult):
+        return result.batch_id
+    undone = any(cluster.rolled_back for cluster in result.clusters)
+    return None if undone else result.release_id
 
 
 def _template(result: ReleaseResult) -> str:

@@ -49,6 +49,8 @@ class Category(StrEnum):
     UNUSABLE_ANSWER = "UnusableAnswer"
     CANCELLED = "Cancelled"
     LOCKED = "Locked"
+    BATCH = "Batch"
+    WINDOW_CLOSED = "WindowClosed"
     INTERNAL = "Internal"
 
 
@@ -150,6 +152,14 @@ _WORDS: dict[Category, tuple[str, str]] = {
     ),
     Category.CANCELLED: ("the run was cancelled", "Look at what took effect, then start again if it shall."),
     Category.LOCKED: ("another release of it is running", "Wait for the other run to end, then start again."),
+    Category.BATCH: (
+        "not all releases of the batch were released",
+        "Retry the run when the causes are mended: only what has not been released is released then.",
+    ),
+    Category.WINDOW_CLOSED: (
+        "a release window is closed",
+        "Start it when the window reopens, or let it wait with window_wait_seconds.",
+    ),
     Category.INTERNAL: (
         "the release itself went wrong",
         "Read the flow run's log and report what it says to the maintainers.",

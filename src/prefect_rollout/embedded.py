@@ -108,7 +108,9 @@ async def _killed() -> dict[UUID, str]:
     from prefect_rollout import guard, reaper
 
     async with get_client() as client:
-        return {run.id: run.name for run in await reaper.sweep(client, gone=guard.ended_here)}
+        killed = await reaper.sweep(client, gone=guard.ended_here)
+        # The releases of a batch are gone on with by the batch.
+        return {run.id: run.name for run in killed if run.parent_task_run_id is None}
 
 
 _watches: list[subprocess.Popen[bytes]] = []

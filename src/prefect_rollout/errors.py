@@ -27,14 +27,19 @@ RolloutError
 │   ├── ServerFaultError        500, 502, 504: a write may have taken effect
 │   ├── UnreachableError        no answer: refused, reset, timed out: a write may have taken effect
 │   └── UnusableAnswerError     an answer that is not what the contract says
+├── SkippedError                the run came too late, or a newer one takes its place; nothing was asked
 ├── LockedError                 another release of the same deployment and cluster is running
+├── WindowClosedError           a release window is closed, and it may not start now
+├── PlanChangedError            what a release would do is not what its dry run showed any more
 ├── LockLostError               the release's lock, or its right to go on, was lost: it stops before a write
+├── BatchFailedError            not all releases of a batch were released
 ├── UnforeseenError             something of ours or of a library's went wrong that nobody foresaw
 └── ReleaseError                the release was started and did not end well
     ├── ReleaseFailedError      the platform or a pod says that it cannot succeed
     ├── ReleaseTimedOutError    the pods were not all ready within the polls allowed
     ├── RollbackFailedError     what had failed could not be rolled back either
     └── ReleaseCancelledError   a person cancelled it
+        └── NotApprovedError    a person rejected it, or nobody approved it in time; nothing was written
 
 Every error carries `step` (the step of the release), `problem`, `advice` (what the user can do next),
 `retryable` (whether the same call may succeed later), `retry_after` (seconds), `data` (status, code,
@@ -49,6 +54,7 @@ from prefect_rollout.diagnosis import Category, Diagnosis
 from prefect_rollout.text import one_line
 
 if TYPE_CHECKING:
+    from prefect_rollout.batch import BatchResult
     from prefect_rollout.models import ReleaseResult
     from prefect_rollout.verdict import Verdict
 
@@ -90,6 +96,7 @@ class RolloutError(Exception):
         self.retry_after = retry_after
         self.data = {name: value for name, value in data.items() if value is not None}
         self.result: ReleaseResult | None = None
+        self.batch: BatchResult | None = None
         self.live: str | None = None
 
     def __str__(self) -> str:
@@ -366,6 +373,13 @@ class UnusableAnswerError(PlatformError):
     advice = "Check that the block's api_url is the cloud's Open API and not a login page or a proxy."
 
 
+class SkippedError(RolloutError):
+    """The run came too late, or a newer one takes its place. Nothing was asked of the platform."""
+
+    category = Category.CANCELLED
+    advice = "Retry the run if it shall be done all the same."
+
+
 class LockedError(RolloutError):
     """Another release of the same deployment and cluster is running. Nothing was written."""
 
@@ -389,11 +403,41 @@ class LockedError(RolloutError):
         )
 
 
+class WindowClosedError(RolloutError):
+    """A release window is closed. `data` has `windows`, `block`, `clusters` and `reopens` (ISO 8601).
+
+    `reopens` is missing where that is more than a year away.
+    """
+
+    category = Category.WINDOW_CLOSED
+    advice = (
+        "Retry the run when the window is open; or start again with window_wait_seconds, to wait for that, "
+        "or with the reason why it cannot wait as break_glass."
+    )
+
+
+class PlanChangedError(RolloutError):
+    """What the release would do is not what was planned. `data` has `plan_hash` and `expect_plan`."""
+
+    category = Category.CONFLICT
+    advice = "Make a dry run again, and look at what it shows; nothing was written."
+
+
 class LockLostError(RolloutError):
     """The release may not write any more: its lock is gone, or someone else goes on with the run."""
 
     category = Category.LOCKED
     advice = "See whether another process goes on with this run; if none does, retry it."
+
+
+class BatchFailedError(RolloutError):
+    """Not all releases of a batch were released; `batch` has a row for each."""
+
+    category = Category.BATCH
+    advice = (
+        "Mend the causes and retry the run, which goes on with what has not been released; or start the plan "
+        "anew with only_failed."
+    )
 
 
 class UnforeseenError(RolloutError):
@@ -444,3 +488,14 @@ class ReleaseCancelledError(ReleaseError):
 
     category = Category.CANCELLED
     advice = "Retry the run to go on where it stopped, or roll back."
+
+
+class NotApprovedError(ReleaseCancelledError):
+    """A person rejected it (`data["rejected_by"]`), or nobody approved it in time; nothing was written."""
+
+    advice = "Nothing was written. Start a new release if it shall go out after all."
+
+    @property
+    def rejected(self) -> bool:
+        """Whether a person rejected it."""
+        return "rejected_by" in self.data

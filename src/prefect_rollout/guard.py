@@ -9,13 +9,14 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import Enum
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 import httpx
 from prefect import get_client
@@ -23,6 +24,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
+    FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
     FlowRunFilterTags,
@@ -43,6 +45,7 @@ from prefect_rollout import reaper
 from prefect_rollout.errors import ConfigurationError, LockedError, LockLostError
 from prefect_rollout.progress import Progress, tell
 from prefect_rollout.text import one_line
+from prefect_rollout.turns import resting
 
 LEASE_SECONDS = 60.0
 """How long a lock outlives its holder: the shortest lease that Prefect's API grants."""
@@ -50,6 +53,8 @@ LEASE_SECONDS = 60.0
 _TICK_SECONDS = 3.0  # a cancel has to be noticed well within 10 s
 _RENEW_SECONDS = 15.0
 _ASK_AGAIN_SECONDS = 2.0
+
+_PAGE = 200  # no list of Prefect's API is longer
 
 # How long a write that is on its way is heard out after a cancel.
 _ANSWER_SECONDS = 5.0
@@ -63,6 +68,9 @@ T = TypeVar("T")
 _LEASE, _LOCKS, _SINCE, _HOST = "rollout.lease", "rollout.locks", "rollout.locked-at", "rollout.host"
 # Label of a flow run that began: the process that runs it, or did.
 _PROCESS = "rollout.process"
+
+ROLLED_BACK = "rollout.rolled-back"
+"""Label of a flow run that began to undo what it had published: it is not gone on with."""
 
 
 def lock_name(platform: str, app_id: object, deployment: str, cluster: str) -> str:
@@ -85,18 +93,28 @@ class Guard:
     """Watches over one flow run. `watching` makes one.
 
     Attributes:
+        run_id: the flow run's.
         cancelled: why the run was asked to stop, once it was.
+        silent: whether no heartbeat is sent, since the process ends and the run stays paused.
+        beaten: when it was last told that the run lives, by `time.monotonic`.
         unanswered: whether it was stopped while a write was on its way whose answer nobody heard.
+        accepted: how many writes this process sent that were accepted.
     """
 
     def __init__(self, client: PrefectClient, run_id: UUID, tries: int) -> None:
+        self.run_id = run_id
         self.cancelled: str | None = None
         self.unanswered = False
+        self.accepted = 0
         self._client = client
-        self._run_id = run_id
         self._tries = tries
         self._lease: UUID | None = None
-        self._beaten = 0.0
+        self.beaten = 0.0
+        self._renewed = 0.0
+        self._problem = ""
+        self._logger = get_run_logger()
+        self.silent = False
+        self._paused = False
         self._task = asyncio.current_task()
 
     def cancel(self, why: str) -> None:
@@ -121,12 +139,14 @@ class Guard:
             raise
         sending = asyncio.ensure_future(request)
         try:
-            return await asyncio.shield(sending)
+            answer = await asyncio.shield(sending)
         except asyncio.CancelledError:
             await asyncio.wait([sending], timeout=_ANSWER_SECONDS)
             self.unanswered = not sending.done() or sending.cancelled() or bool(sending.exception())
             sending.cancel()
             raise
+        self.accepted += 1
+        return answer
 
     async def lock(self, names: Sequence[str], tags: Iterable[str], wait_seconds: float) -> None:
         """Takes all the locks, or none; `tags` find their holder again.
@@ -140,14 +160,14 @@ class Guard:
             LockedError: another release held them all the while; it is named, and since when.
             ConfigurationError: the Prefect API did not answer.
         """
-        with _answering():
+        with answering():
             await self._lock(names, tags, wait_seconds)
 
     async def _lock(self, names: Sequence[str], tags: Iterable[str], wait_seconds: float) -> None:
         names = sorted(set(names))
-        run = await self._client.read_flow_run(self._run_id)
+        run = await self._client.read_flow_run(self.run_id)
         tags = sorted(set(tags))
-        await self._client.update_flow_run(self._run_id, tags=sorted({*run.tags, *tags}))
+        await self._client.update_flow_run(self.run_id, tags=sorted({*run.tags, *tags}))
         if stale := run.labels.get(_LEASE):
             # An earlier process of this very run held it. Should it live after all, its next safe
             # point finds the lease gone and stops.
@@ -167,15 +187,16 @@ class Guard:
                 )
                 tell(Progress("parse metadata", "running", detail, aloud=True))
                 get_run_logger().info("%s", detail)
-            await asyncio.sleep(min(_ASK_AGAIN_SECONDS, max(0.05, until - time.monotonic())))
+            async with resting():
+                await asyncio.sleep(min(_ASK_AGAIN_SECONDS, max(0.05, until - time.monotonic())))
         try:
             await self._client.update_flow_run_labels(
-                self._run_id,
+                self.run_id,
                 {
                     _LEASE: str(lease),
                     _LOCKS: "\n".join(names),
                     _SINCE: datetime.now(UTC).isoformat(timespec="seconds"),
-                    _HOST: one_line(socket.gethostname(), 80),
+                    _HOST: _host(),
                 },
             )
         except BaseException:
@@ -184,10 +205,19 @@ class Guard:
         # Only now: a lease that the run does not name yet would look like a successor's.
         self._lease = lease
 
+    async def label(self, name: str, value: str) -> None:
+        """Labels the flow run.
+
+        Raises:
+            ConfigurationError: the Prefect API did not answer.
+        """
+        with answering():
+            await self._client.update_flow_run_labels(self.run_id, {name: value})
+
     async def standing(self) -> Standing:
         """Where the run stands at its end, seen from this process; unknown counts as `ours`."""
         try:
-            run = await self._client.read_flow_run(self._run_id)
+            run = await self._client.read_flow_run(self.run_id)
         except _NO_ANSWER:
             return Standing.OURS
         state = run.state.type if run.state else None
@@ -210,7 +240,7 @@ class Guard:
         if self.cancelled is not None:
             raise asyncio.CancelledError(self.cancelled)
         try:
-            await self._mind(await self._client.read_flow_run(self._run_id))
+            await self._mind(await self._client.read_flow_run(self.run_id))
             if self._lease is not None:
                 await self._client.renew_concurrency_lease(self._lease, LEASE_SECONDS)
         except _NO_ANSWER as error:
@@ -222,10 +252,11 @@ class Guard:
 
     async def _mind(self, run: FlowRun) -> None:
         """Stops the flow where its run's state says so."""
-        if self._replaced(run):
+        # Prefect counts a run that is resumed in its process as begun again.
+        if not self._paused and self._replaced(run):
             raise LockLostError("another process goes on with this run, and this one writes nothing more")
         state = run.state
-        if state is None or state.type is StateType.RUNNING:
+        if state is None or state.type is StateType.RUNNING or (self._paused and state.is_paused()):
             return
         if state.type in {StateType.CANCELLING, StateType.CANCELLED}:
             self.cancel("cancelled in Prefect")
@@ -237,31 +268,55 @@ class Guard:
 
     async def beat(self) -> None:
         """Tells that the run lives."""
-        self._beaten = time.monotonic()
+        self.beaten = time.monotonic()
         try:
-            await reaper.beat(self._client, self._run_id)
+            await reaper.beat(self._client, [self.run_id])
         except _NO_ANSWER as error:
-            get_run_logger().warning("The Prefect API took no heartbeat: %s", _told_of(error))
+            self._logger.warning("The Prefect API took no heartbeat: %s", _told_of(error))
 
-    async def keep(self, beat_seconds: float) -> None:
-        """Renews the lease, tells that the run lives, listens for a cancel. Ends with the flow."""
-        renewed = -LEASE_SECONDS
-        problem = ""
-        while True:
-            now = time.monotonic()
-            if now - self._beaten >= beat_seconds:
-                await self.beat()
-            try:
-                if self._lease is not None and now - renewed >= _RENEW_SECONDS:
-                    await self._client.renew_concurrency_lease(self._lease, LEASE_SECONDS)
-                    renewed = now
-                await self._mind(await self._client.read_flow_run(self._run_id))
-                problem = ""
-            except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
-                # Not in the middle of a write: the next safe point stops the release.
-                if problem != (problem := type(error).__name__):
-                    get_run_logger().warning("Not sure of the lock any more: %s", one_line(error))
-            await asyncio.sleep(min(_TICK_SECONDS, beat_seconds))
+    @asynccontextmanager
+    async def pausing(self, *, leaves: bool) -> AsyncIterator[None]:
+        """Lets the run be paused within the context; nothing may be written in it.
+
+        Args:
+            leaves: the process ends with the pause, and another one goes on with the run.
+
+        Raises:
+            LockLostError: when it is over, the run is not this process's to go on with.
+        """
+        await self.safe_point()
+        if leaves:
+            # Whoever goes on has to see the results of the steps that were done by now.
+            await self._client.update_flow_run_labels(self.run_id, {_HOST: _host()})
+            # A heartbeat after the pause would have the run marked Crashed for lack of a next one.
+            async with _Keeper.of_this_loop().beating:
+                self.silent = True
+        self._paused = True
+        yield
+        # Not where it raises: the run is still paused then.
+        run = await self._client.read_flow_run(self.run_id)
+        if run.labels.get(_PROCESS) == _process():
+            self._tries = run.run_count
+        self._paused = self.silent = False
+        await self.safe_point()
+
+    async def look_after(self, run: FlowRun | None) -> None:
+        """Renews the lease and stops the flow where its run's state says so; `run` as it is now, if known."""
+        try:
+            if self._lease is not None and time.monotonic() - self._renewed >= _RENEW_SECONDS:
+                await self._client.renew_concurrency_lease(self._lease, LEASE_SECONDS)
+                self._renewed = time.monotonic()
+            if run is not None:
+                await self._mind(run)
+                self._problem = ""
+        except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
+            self.worry(error)
+
+    def worry(self, error: Exception) -> None:
+        """Says once that the run cannot be watched; its next safe point stops it, and not before."""
+        if self._problem != (problem := type(error).__name__):
+            self._problem = problem
+            self._logger.warning("Not sure of the lock any more: %s", one_line(error))
 
     async def release(self) -> None:
         """Frees the locks, unless a write is on its way that was not answered."""
@@ -280,7 +335,7 @@ class Guard:
                 slots=1,
                 mode="concurrency",
                 lease_duration=LEASE_SECONDS,
-                holder=ConcurrencyLeaseHolder(type="flow_run", id=self._run_id),
+                holder=ConcurrencyLeaseHolder(type="flow_run", id=self.run_id),
             )
         except PrefectHTTPStatusError as error:
             if error.response.status_code == httpx.codes.LOCKED:
@@ -333,7 +388,7 @@ class Guard:
         return [
             run
             for run in runs
-            if run.id != self._run_id
+            if run.id != self.run_id
             and set(names) & set(str(run.labels.get(_LOCKS, "")).split("\n"))
             and run.labels.get(_LEASE)
         ]
@@ -362,7 +417,7 @@ _running: set[Guard] = set()
 
 
 @contextmanager
-def _answering() -> Iterator[None]:
+def answering() -> Iterator[None]:
     """Turns what Prefect's client raises into an error of ours."""
     try:
         yield
@@ -393,7 +448,7 @@ async def watching(run_id: UUID) -> AsyncIterator[Guard]:
         ConfigurationError: results cannot be kept, or those of the run's earlier tries are out of reach.
     """
     async with get_client() as client:
-        with _answering():
+        with answering():
             run = await client.read_flow_run(run_id)
             guard = Guard(client, run_id, run.run_count)
             beat_seconds = await reaper.ensure(client)
@@ -401,18 +456,82 @@ async def watching(run_id: UUID) -> AsyncIterator[Guard]:
             await client.update_flow_run_labels(run_id, {_PROCESS: _process()})
             await _check_results(run)
         token = _guard.set(guard)
-        _running.add(guard)
-        keeper = asyncio.create_task(guard.keep(beat_seconds))
         try:
-            yield guard
+            async with _Keeper.of_this_loop().keeping(guard, beat_seconds):
+                yield guard
         finally:
-            keeper.cancel()
-            await asyncio.wait([keeper])
-            if not keeper.cancelled() and (error := keeper.exception()):
-                get_run_logger().error("The release was not watched over to its end", exc_info=error)
-            _running.discard(guard)
             _guard.reset(token)
             await guard.release()
+
+
+class _Keeper:
+    """Looks after all guarded runs of an event loop: one question a tick, one message of heartbeats."""
+
+    _of: ClassVar[WeakKeyDictionary[asyncio.AbstractEventLoop, Self]] = WeakKeyDictionary()
+
+    def __init__(self) -> None:
+        self.beating = asyncio.Lock()
+        self._guards: dict[Guard, float] = {}
+        self._task: asyncio.Task[None] | None = None
+
+    @classmethod
+    def of_this_loop(cls) -> Self:
+        return cls._of.setdefault(asyncio.get_running_loop(), cls())
+
+    @asynccontextmanager
+    async def keeping(self, guard: Guard, beat_seconds: float) -> AsyncIterator[None]:
+        """Renews the lease, tells that the run lives, listens for a cancel, while the context lasts."""
+        self._guards[guard] = beat_seconds
+        _running.add(guard)
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._keep())
+        try:
+            yield
+        finally:
+            _running.discard(guard)
+            del self._guards[guard]
+            if not self._guards and (task := self._task) is not None:
+                self._task = None
+                task.cancel()
+                await asyncio.wait([task])
+                if not task.cancelled() and (error := task.exception()):
+                    get_run_logger().error("The release was not watched over to its end", exc_info=error)
+
+    async def _keep(self) -> None:
+        async with get_client() as client:
+            while True:
+                guards = list(self._guards)
+                await self._beat(client)
+                runs: dict[UUID, FlowRun] = {}
+                try:
+                    for start in range(0, len(guards), _PAGE):
+                        few = [guard.run_id for guard in guards[start : start + _PAGE]]
+                        wanted = FlowRunFilter(id=FlowRunFilterId(any_=few))
+                        runs |= {run.id: run for run in await client.read_flow_runs(flow_run_filter=wanted)}
+                except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
+                    for guard in guards:
+                        guard.worry(error)
+                await asyncio.gather(
+                    *(guard.look_after(runs.get(guard.run_id)) for guard in guards if guard in self._guards)
+                )
+                await asyncio.sleep(min([_TICK_SECONDS, *self._guards.values()]))
+
+    async def _beat(self, client: PrefectClient) -> None:
+        now = time.monotonic()
+        async with self.beating:
+            due = [
+                guard
+                for guard, seconds in self._guards.items()
+                if now - guard.beaten >= seconds and not guard.silent
+            ]
+            if not due:
+                return
+            try:
+                await reaper.beat(client, [guard.run_id for guard in due])
+                for guard in due:
+                    guard.beaten = now
+            except _NO_ANSWER as error:
+                due[0].worry(error)
 
 
 async def _check_results(run: FlowRun) -> None:
@@ -441,8 +560,12 @@ async def _check_results(run: FlowRun) -> None:
         ) from error
 
 
+def _host() -> str:
+    return one_line(socket.gethostname(), 80)
+
+
 def _process(pid: int | None = None) -> str:
-    return f"{one_line(socket.gethostname(), 80)} {os.getpid() if pid is None else pid}"
+    return f"{_host()} {os.getpid() if pid is None else pid}"
 
 
 def ended_here(run: FlowRun) -> bool:
@@ -463,11 +586,23 @@ def ended_here(run: FlowRun) -> bool:
     return False
 
 
-def cancel_all(why: str) -> bool:
-    """Cancels every guarded flow of this process; whether there was one."""
-    for guard in list(_running):
+def cancel_all(why: str, only: Collection[UUID] | None = None) -> bool:
+    """Cancels the guarded flows of this process, or those of `only`; whether there was one."""
+    asked = [guard for guard in _running if only is None or guard.run_id in only]
+    for guard in asked:
         guard.cancel(why)
-    return bool(_running)
+    return bool(asked)
+
+
+@asynccontextmanager
+async def pausing(*, leaves: bool) -> AsyncIterator[None]:
+    """`Guard.pausing` of the flow that runs here."""
+    guard = _guard.get()
+    if guard is None:
+        raise RuntimeError("only a flow that is watched over can be paused")
+    with answering():
+        async with guard.pausing(leaves=leaves):
+            yield
 
 
 async def write(request: Coroutine[Any, Any, T]) -> T:

@@ -1,4 +1,4 @@
-"""The steps of a release on a terminal, as they happen."""
+"""The steps of a release, or the releases of a batch, on a terminal as they happen."""
 
 import time
 from collections.abc import Iterator
@@ -9,9 +9,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from prefect_rollout.batch import BatchResult, Stage, looking_on, told
 from prefect_rollout.progress import STEPS_OF, Progress, listening
 from prefect_rollout.text import one_line
 
+_MOST_ROWS = 15
 _MARKS = {
     "waiting": ("·", "dim"),
     "running": ("●", "cyan"),
@@ -21,8 +23,8 @@ _MARKS = {
 }
 
 
-class LiveSteps:
-    """Shows the progress of one release: a table that lives on a terminal, lines elsewhere."""
+class LiveProgress:
+    """Shows the progress of a release or a batch: a table that lives on a terminal, lines elsewhere."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -30,21 +32,67 @@ class LiveSteps:
         self._started: dict[str, float] = {}
         self._took: dict[str, float] = {}
         self._line = ""
+        self._batch: BatchResult | None = None
+        self._stages: dict[str, Stage] = {}
 
     @contextmanager
     def showing(self) -> Iterator[None]:
-        """Shows whatever steps tell within the context."""
-        with listening(self._note):
+        """Shows whatever steps and batches tell within the context."""
+        with listening(self._note), looking_on(self._note_batch):
             if not self._console.is_terminal:
                 yield
                 return
-            with Live(console=self._console, get_renderable=self._table, refresh_per_second=8):
+            with Live(console=self._console, get_renderable=self._renderable, refresh_per_second=8):
                 yield
+
+    def _renderable(self) -> Table:
+        return self._batch_table(self._batch) if self._batch else self._table()
+
+    def _note_batch(self, batch: BatchResult) -> None:
+        wave = self._batch.wave if self._batch else None
+        self._batch = batch.model_copy()  # the rows stay the batch's own: what they say lives
+        if self._console.is_terminal:
+            return
+        if batch.wave is not None and batch.wave != wave:
+            count = sum(row.wave == batch.wave for row in batch.releases)
+            self._say(f"wave {batch.wave}: {count} release{'' if count == 1 else 's'}")
+        for row in batch.releases:
+            if row.stage.ended and self._stages.get(row.name) is not row.stage:
+                self._stages[row.name] = row.stage
+                self._say(told(row))
+
+    def _say(self, line: str) -> None:
+        self._console.print(Text(line), soft_wrap=True)
+
+    def _batch_table(self, batch: BatchResult) -> Table:
+        table = Table.grid(padding=(0, 1))
+        table.add_column()
+        table.add_column(no_wrap=True)
+        table.add_column(justify="right")
+        table.add_column(overflow="ellipsis", no_wrap=True)
+        wave = f"wave {batch.wave}" if batch.wave else "batch"
+        table.add_row("", Text(wave, style="bold"), "", Text(batch.counted))
+        # What needs attention; a batch of hundreds does not fit on a screen.
+        bad = [row for row in batch.unreleased if row.stage.ended and row.stage is not Stage.SKIPPED]
+        active = [row for row in batch.releases if row.stage is Stage.RUNNING]
+        for row in [*bad[:_MOST_ROWS], *active[:_MOST_ROWS]]:
+            mark, style = _MARKS["running" if row.stage is Stage.RUNNING else "failed"]
+            seconds = "" if row.seconds is None else f"{row.seconds:.0f} s"
+            table.add_row(
+                Text(mark, style=style),
+                Text(one_line(row.name, 60)),
+                Text(seconds, style="dim"),
+                Text(one_line(row.detail, 200), style=style),
+            )
+        if len(active) > _MOST_ROWS:
+            table.add_row("", Text(f"… and {len(active) - _MOST_ROWS} more", style="dim"), "", "")
+        return table
 
     @property
     def _steps(self) -> tuple[str, ...]:
         """The steps of the action that has all those seen; a deploy's until one differs."""
-        return next(steps for steps in STEPS_OF.values() if self._last.keys() <= set(steps))
+        seen = tuple(self._last)
+        return next((steps for steps in STEPS_OF.values() if set(seen) <= set(steps)), seen)
 
     def _note(self, progress: Progress) -> None:
         known = self._last.get(progress.step)

@@ -267,20 +267,29 @@ class Template(Payload):
         return workload
 
     @property
+    def pods(self) -> dict[str, Any]:
+        """The pod template, less the images in `workload.images`. It may hold secrets: keep it nowhere.
+
+        Raises:
+            UnreadableTemplateError: it is empty, not JSON, or not a Deployment.
+        """
+        images = self.workload.images
+        pods: dict[str, Any] = from_json(self.template or "")["spec"]["template"]
+        for container in pods["spec"].get("containers") or []:
+            if container and container.get("name") in images:
+                container.pop("image", None)
+        return pods
+
+    @property
     def version(self) -> "Version":
         """What a release keeps of the template.
 
         Raises:
             UnreadableTemplateError: it is empty, not JSON, or not a Deployment.
         """
-        images = self.workload.images
-        pods = from_json(self.template or "")["spec"]["template"]
-        for container in pods["spec"].get("containers") or []:
-            if container and container.get("name") in images:
-                del container["image"]
-        canonical = json.dumps(pods, sort_keys=True, ensure_ascii=False)
+        canonical = json.dumps(self.pods, sort_keys=True, ensure_ascii=False)
         digest = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()
-        return Version(id=self.id, images=images, digest=digest)
+        return Version(id=self.id, images=self.workload.images, digest=digest)
 
 
 class Version(BaseModel):
@@ -397,12 +406,42 @@ OnFailure = Literal["stop", "rollback"]
 Seconds = Annotated[float, Field(ge=0, le=86_400, allow_inf_nan=False)]
 PollSeconds = Annotated[float, Field(ge=0.01, le=3600, allow_inf_nan=False)]
 PollAttempts = Annotated[int, Field(ge=1, le=100_000)]
+WindowWait = Annotated[float, Field(ge=0, le=14 * 86_400, allow_inf_nan=False)]
+LateMinutes = Annotated[float, Field(ge=0, le=14 * 1440, allow_inf_nan=False)]
+ApprovalSeconds = Annotated[float, Field(ge=1, le=30 * 86_400, allow_inf_nan=False)]
+Approval = Literal["none", "before-release"]
+Person = Annotated[str, Field(max_length=200)]
+
+
+def _plan_hash(value: str) -> str:
+    value = value.strip().lower()
+    if not re.fullmatch(_PLAN_HASH, value):
+        raise ValueError("a plan's hash has 16 digits, 0-9 and a-f, as a dry run prints it")
+    return value
+
+
+_PLAN_HASH = r"^([0-9a-f]{16})?$"
+# The schema keeps the pattern for forms; a person is told in words.
+PlanHash = Annotated[str, AfterValidator(_plan_hash), Field(json_schema_extra={"pattern": _PLAN_HASH})]
+"""Empty, or what a dry run prints: 16 hexadecimal digits."""
 
 
 class Checked(BaseModel):
     """The checks of the fields that requests and plans share. A misspelt key is a mistake."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """The object made of `values`.
+
+        Raises:
+            InputError: naming the field and what it allows.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            raise InputError(first_mistake(error), field=str(error.errors()[0]["loc"][0])) from None
 
     @field_validator("app_id", "deployment", "template_id", "to_template", check_fields=False)
     @classmethod
@@ -455,18 +494,15 @@ class Request(Checked):
     poll_attempts: PollAttempts = 20
     grace_seconds: Seconds = 30
     lock_wait_seconds: Seconds = 600
+    requested_by: Person = ""
+    window_wait_seconds: WindowWait = 0
+    break_glass: Reason = ""
+    late_minutes: LateMinutes = 60
 
-    @classmethod
-    def of(cls, **values: Any) -> Self:
-        """The request made of `values`.
-
-        Raises:
-            InputError: naming the field and what it allows.
-        """
-        try:
-            return cls.model_validate(values)
-        except ValidationError as error:
-            raise InputError(first_mistake(error), field=str(error.errors()[0]["loc"][0])) from None
+    @property
+    def writes(self) -> bool:
+        """Whether the run may write anything."""
+        return True
 
     @field_validator("clusters")
     @classmethod
@@ -474,15 +510,34 @@ class Request(Checked):
         return value or None
 
 
-class ReleaseRequest(Request):
+class PlannedRequest(Request):
+    """What can be planned before it is done.
+
+    Attributes:
+        dry_run: everything is read and nothing written.
+        expect_plan: hash of a plan that has to hold still; empty for none.
+    """
+
+    dry_run: bool = False
+    expect_plan: PlanHash = ""
+
+    @property
+    def writes(self) -> bool:
+        """Whether the run may write anything."""
+        return not self.dry_run
+
+
+class ReleaseRequest(PlannedRequest):
     """What one release asks for."""
 
     template_id: Id | None = None
     images: dict[str, Image] | None = None
     on_failure: OnFailure = "stop"
+    approval: Approval = "none"
+    approval_seconds: ApprovalSeconds = 86_400
 
 
-class RollbackRequest(Request):
+class RollbackRequest(PlannedRequest):
     """What a rollback asks for."""
 
     to_template: Id | None = None
@@ -523,12 +578,16 @@ def usable_cluster(name: str) -> str:
 
 
 class Outcome(StrEnum):
-    """The three endings of a release, and its end by a person."""
+    """The three endings of a release, its end by a person, and what ends before it has begun."""
 
     RELEASED = "released"
     FAILED = "failed"
     TIMED_OUT = "timed-out"
     CANCELLED = "cancelled"
+    PLANNED = "planned"
+    """A dry run: everything was read and nothing written."""
+    SKIPPED = "skipped"
+    """It came too late, or a newer one takes its place: nothing was asked of the platform."""
 
 
 class Action(StrEnum):
@@ -582,6 +641,70 @@ class ClusterResult(BaseModel):
         return f"{name} has template {one_line(self.online, 40)} online ({pods})"
 
 
+class Change(BaseModel):
+    """One difference between two pod templates. A value that might be a secret is never kept.
+
+    Attributes:
+        path: where in the pod template, such as `spec.containers[web].resources.limits.cpu`.
+        what: what has happened there; `reordered` is of a list whose entries have names.
+        before: the value as text; `None` where there was none or it is not shown.
+        after: the same of the value to come.
+    """
+
+    path: str
+    what: Literal["added", "removed", "changed", "reordered"]
+    before: str | None = None
+    after: str | None = None
+
+
+class Difference(BaseModel):
+    """What a release would change in one cluster."""
+
+    cluster: str
+    template_before: int | str | None = Field(
+        default=None, description="The template that is online; null when none is."
+    )
+    template: int | str | None = Field(
+        default=None, description="The template to go back to; null where a new one would be made."
+    )
+    images_before: dict[str, str] | None = Field(
+        default=None, description="Images of what is online; null when it cannot be read."
+    )
+    images: dict[str, str] = Field(default={}, description="Images to come.")
+    pods: int | None = Field(default=None, description="Pods that are listed now; null when unknown.")
+    replicas: int = Field(description="Replicas wanted.")
+    changes: list[Change] | None = Field(
+        default=None,
+        description="What else changes in the pod template; null when what is online cannot be read.",
+    )
+    more: int = Field(default=0, description="Changes beyond those listed.")
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the pods would stay as they are, as far as that is known."""
+        return self.changes == [] and self.images == self.images_before and self.pods == self.replicas
+
+
+class ReleasePlan(BaseModel):
+    """What a release would do, and the hash of all that this depends on."""
+
+    action: Action
+    plan_hash: str
+    app_id: int | str
+    deployment: str
+    base_template_id: int | str | None = Field(
+        default=None, description="The template that a new one would be made from; null in a rollback."
+    )
+    strategy: Strategy | None = None
+    in_place: bool = Field(default=False, description="Whether pods keep their names.")
+    clusters: list[Difference]
+
+    @property
+    def nothing(self) -> bool:
+        """Whether the pods of all clusters would stay as they are, as far as that is known."""
+        return all(cluster.nothing for cluster in self.clusters)
+
+
 class ReleaseResult(BaseModel):
     """How a release ended: what the flow returns and `--json` prints."""
 
@@ -604,6 +727,19 @@ class ReleaseResult(BaseModel):
         description="strong: the platform reported revisions and they agree. weak: names and states only.",
     )
     reason: str = ""
+    requested_by: str = Field(default="", description="Who asked for it, as far as that is known.")
+    entrance: str = Field(
+        default="",
+        description="The way it was started: cli, schedule, batch, mcp, ui or api, python.",
+    )
+    dry_run: bool = Field(default=False, description="Whether it was only to be planned, and write nothing.")
+    tries: int = Field(default=1, description="The how-manieth try of the flow run this was, from 1.")
+    approved_by: str = Field(default="", description="Who approved it, where somebody was asked.")
+    approval_comment: str = Field(default="", description="What the approver wrote.")
+    break_glass: str = Field(default="", description="Why it passed a closed release window, if it did.")
+    plan: ReleasePlan | None = Field(
+        default=None, description="What would change, or was expected to: of dry runs and of expect_plan."
+    )
     seconds: dict[str, float] = Field(default={}, description="Seconds that each step took.")
     error: dict[str, Any] | None = Field(default=None, description="Why it did not end well.")
     links: dict[str, str] = Field(default={}, description="Where to look further: label and address.")

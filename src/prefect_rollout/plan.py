@@ -13,15 +13,18 @@ the same mistakes. A plan that exists has none, but for targets whose blocks nob
 """
 
 import difflib
+import hashlib
 import heapq
+import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     BaseModel,
+    ConfigDict,
     Field,
     ModelWrapValidatorHandler,
     PrivateAttr,
@@ -36,18 +39,23 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from prefect_rollout import yaml_lines
 from prefect_rollout.errors import InputError, Mistake, PlanError
 from prefect_rollout.models import (
+    ApprovalSeconds,
     Checked,
     Cluster,
     Id,
     Image,
+    LateMinutes,
     Name,
     OnFailure,
     Order,
+    Person,
+    PlanHash,
     PollAttempts,
     PollSeconds,
     Reason,
     ReleaseRequest,
     Seconds,
+    WindowWait,
 )
 from prefect_rollout.text import one_line
 
@@ -91,13 +99,20 @@ class Options(Checked):
     )
 
 
+def _own_first(schema: dict[str, Any]) -> None:
+    """Has a form begin with what a release has of its own, such as its app."""
+    fields = schema["properties"]
+    schema["properties"] = {
+        **{name: field for name, field in fields.items() if name not in Options.model_fields},
+        **fields,
+    }
+
+
 class Release(Options):
     """One release of a plan; what is empty is as the plan's `defaults` and `target` say."""
 
-    name: Annotated[str, Field(max_length=507)] = Field(
-        default="",
-        description="Name for `after` and the report; <app_id>/<deployment> if empty.",
-    )
+    model_config = ConfigDict(json_schema_extra=_own_first)
+
     app_id: Id = Field(description="Id of the app, such as 3290.")
     deployment: Name = Field(description="Exact name of the deployment, such as qapm-home.")
     template_id: Id | None = Field(
@@ -107,6 +122,10 @@ class Release(Options):
         default=None, description="Images in place of the template's, by container."
     )
     target: str | None = Field(default=None, description="Block with the credentials, as type-slug/name.")
+    name: Annotated[str, Field(max_length=507)] = Field(
+        default="",
+        description="Name for `after` and the report; <app_id>/<deployment> if empty.",
+    )
     wave: Annotated[int, Field(strict=True, ge=1, le=MOST_RELEASES)] = Field(
         default=1, description="Waves run in ascending order, each when the one before has ended."
     )
@@ -167,12 +186,12 @@ class Ready:
 class Plan(Checked):
     """A batch of releases, in waves."""  # the form in the Prefect UI shows this
 
+    releases: list[Release] = Field(
+        min_length=1, max_length=MOST_RELEASES, description="What is released, in any order."
+    )
     target: str = Field(
         default="container-cloud/default",
         description="Block with the credentials, as type-slug/name, for all releases that name none.",
-    )
-    defaults: Options = Field(
-        default=Options(), description="Options of all releases that do not say otherwise."
     )
     max_parallel: Annotated[int, Field(strict=True, ge=1, le=500)] = Field(
         default=10, description="Releases that run at once."
@@ -187,8 +206,8 @@ class Plan(Checked):
     soak_seconds: Seconds = Field(
         default=0, description="Seconds between the end of a wave and the start of the next."
     )
-    releases: list[Release] = Field(
-        min_length=1, max_length=MOST_RELEASES, description="What is released, in any order."
+    defaults: Options = Field(
+        default=Options(), description="Options of all releases that do not say otherwise."
     )
 
     # Where the plan was read, for mistakes that are found later.
@@ -253,6 +272,12 @@ class Plan(Checked):
         if isinstance(self.failure_budget, int):
             return self.failure_budget
         return len(self.releases) * int(self.failure_budget.removesuffix("%")) // 100
+
+    @property
+    def digest(self) -> str:
+        """Twelve hexadecimal digits that two plans share only if they ask for the same."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
     @cached_property
     def waves(self) -> list[list[Release]]:
@@ -342,6 +367,29 @@ class Plan(Checked):
         if places:
             mistakes = [_mistake(path, why, self._document.line(path)) for path, why in places.items()]
             raise PlanError.of(mistakes, self._source)
+
+
+BatchApproval = Literal["none", "before-release", "between-waves"]
+RunIn = Literal["process", "work-pool"]
+
+
+class BatchRequest(Checked):
+    """What a batch is asked for. `plan` has been checked when it is made."""
+
+    plan: Plan
+    run_in: RunIn = "process"
+    child_deployment: str = Field(
+        default="deploy-latest-image/batch-release", pattern=r"^[^/]+/[^/]+$", max_length=500
+    )
+    only_failed: bool = False
+    approval: BatchApproval = "none"
+    approval_seconds: ApprovalSeconds = 86_400
+    dry_run: bool = False
+    expect_plan: PlanHash = ""
+    requested_by: Person = ""
+    window_wait_seconds: WindowWait = 0
+    break_glass: Reason = ""
+    late_minutes: LateMinutes = 60
 
 
 def load_plan(path: Path | str) -> Plan:

@@ -19,11 +19,18 @@ STEPS = (
 
 STEPS_OF = {
     "deploy": STEPS,
+    "deploy with approval": (*STEPS[:4], "plan release", "approval", "check plan", *STEPS[4:]),
     "rollback": (*STEPS[:2], "note what is online", "choose rollback", *STEPS[5:]),
     "restart": (*STEPS[:2], "note what is online", "restart deployment", *STEPS[6:]),
     "scale": (*STEPS[:2], "note what is online", "scale deployment", *STEPS[6:]),
 }
-"""The steps of each action."""
+STEPS_OF |= {
+    "dry run": (*STEPS[:4], "plan release", STEPS[-1]),
+    "dry run of a rollback": (*STEPS_OF["rollback"][:4], "plan release", STEPS[-1]),
+    "deploy as planned": (*STEPS[:4], "check plan", *STEPS[4:]),
+    "rollback as planned": (*STEPS_OF["rollback"][:4], "check plan", *STEPS[5:]),
+}
+"""The steps of each action, of its dry run, and of what has to come out as its dry run said."""
 
 
 class Progress(NamedTuple):
@@ -45,9 +52,9 @@ _listeners: ContextVar[tuple[Listener, ...]] = ContextVar("listeners", default=(
 
 
 @contextmanager
-def listening(listener: Listener) -> Iterator[None]:
-    """Calls `listener` with all progress made within the context."""
-    token = _listeners.set((*_listeners.get(), listener))
+def listening(listener: Listener, *, alone: bool = False) -> Iterator[None]:
+    """Calls `listener` with all progress made within the context; `alone`, in place of those before it."""
+    token = _listeners.set((listener,) if alone else (*_listeners.get(), listener))
     try:
         yield
     finally:

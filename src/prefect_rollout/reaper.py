@@ -5,7 +5,7 @@ Prefect leaves a run whose process was killed in `Running` for ever. A release t
 four and a half such spans. Prefect's own heartbeat would not do: by default it comes every 180 s.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -33,7 +33,11 @@ HEARTBEAT = "prefect-rollout.heartbeat"
 
 NAME = "prefect-rollout: releases that were killed"
 
-FLOWS = ("deploy-latest-image", *(action.value for action in Action if action is not Action.DEPLOY))
+FLOWS = (
+    "deploy-batch",
+    "deploy-latest-image",
+    *(action.value for action in Action if action is not Action.DEPLOY),
+)
 """The names of the flows that beat."""
 
 _GO_ON = (
@@ -114,10 +118,18 @@ async def ensure(client: PrefectClient) -> float:
     return min(liveness().heartbeat_seconds, _ensured[server])
 
 
-async def beat(client: PrefectClient, run_id: UUID) -> None:
-    """Tells that the run lives. It has arrived when this returns: a process may be killed at any time."""
-    event = Event(event=HEARTBEAT, resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run_id}"}))
-    await client.request("POST", "/events", json=[event.model_dump(mode="json")])
+async def beat(client: PrefectClient, run_ids: Iterable[UUID]) -> None:
+    """Tells that the runs live. It has arrived when this returns: a process may be killed at any time."""
+    events = [
+        Event(event=HEARTBEAT, resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run_id}"}))
+        for run_id in run_ids
+    ]
+    await client.request("POST", "/events", json=[event.model_dump(mode="json") for event in events])
+
+
+def ours(run: FlowRun) -> bool:
+    """Whether the parameters are those of a flow of `FLOWS`: another program's may have one of the names."""
+    return "plan" in run.parameters or {"app_id", "deployment"} <= set(run.parameters)
 
 
 async def sweep(client: PrefectClient, gone: Callable[[FlowRun], bool] = lambda _run: False) -> list[FlowRun]:
@@ -147,8 +159,7 @@ async def sweep(client: PrefectClient, gone: Callable[[FlowRun], bool] = lambda 
     )
     killed = []
     for run in running:
-        # Another program's flow may have one of the names too.
-        if not {"app_id", "deployment"} <= set(run.parameters):
+        if not ours(run):
             continue
         if gone(run) or await _silent(client, run, since):
             state: State[None] = Crashed(message=f"The release's process was killed or cut off. {_GO_ON}")

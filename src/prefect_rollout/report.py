@@ -1,11 +1,19 @@
 """A release's result as a page that a person reads in the Prefect UI. Pure: result in, markdown out."""
 
 from collections.abc import Iterable, Sequence
-from urllib.parse import quote
 
 from prefect_rollout.diagnosis import Diagnosis
-from prefect_rollout.models import Action, ClusterResult, Outcome, ReleaseResult
-from prefect_rollout.text import markdown, one_line
+from prefect_rollout.difference import (
+    NOTHING,
+    change_words,
+    image_rows,
+    others_words,
+    pods_words,
+    strategy_words,
+    template_words,
+)
+from prefect_rollout.models import Action, ClusterResult, Difference, Outcome, ReleasePlan, ReleaseResult
+from prefect_rollout.text import link, markdown, one_line, table
 
 _DONE = {
     Action.DEPLOY: "released",
@@ -13,12 +21,12 @@ _DONE = {
     Action.RESTART: "restarted",
     Action.SCALE: "scaled",
 }
-_OF_URLS = ":/?#[]@!$&'*+,;=%~"  # what may stand in a URL, less the parentheses that end one in markdown
 _TITLE = {
     Outcome.RELEASED: "✅ {name} is {done}",
     Outcome.FAILED: "❌ {name} failed: not {done}",
     Outcome.TIMED_OUT: "❌ {name} timed out: not {done}",
     Outcome.CANCELLED: "⏹ {name} was cancelled: not {done}",
+    Outcome.PLANNED: "📋 Plan: {name}, not yet {done}",
 }
 
 
@@ -29,7 +37,12 @@ def render(result: ReleaseResult) -> str:
         ("App", app),
         ("Deployment", markdown(result.deployment)),
         ("Template", _template(result)),
+        ("Held to plan", f"`{result.plan.plan_hash}`" if result.plan and not result.dry_run else ""),
         ("Reason", markdown(result.reason, 1000)),
+        ("Break glass", markdown(result.break_glass, 1000)),
+        ("Requested by", markdown(result.requested_by)),
+        ("Entrance", markdown(result.entrance)),
+        ("Approved by", _approval(result)),
         ("Evidence", _evidence(result)),
         ("Release id", f"`{one_line(result.release_id, 80)}`"),
     ]
@@ -40,16 +53,18 @@ def render(result: ReleaseResult) -> str:
         title += ", and rolled back"
     parts = [f"# {title}", *_error(result)]
     parts.append("\n".join(f"- **{name}:** {value}" for name, value in facts if value))
-    if result.clusters:
+    if result.outcome is Outcome.PLANNED and result.plan:
+        parts += [render_plan(result.plan), _go_on(result.plan)]
+    elif result.clusters:
         parts += [
             "## Clusters",
-            _table(
+            table(
                 ("Cluster", "Template before", "Template asked for", "Written", "Ready / wanted", "Live now"),
                 [_cluster(cluster) for cluster in result.clusters],
             ),
         ]
-    if result.images:
-        parts += ["## Images", _table(("Container", "", "Image"), _images(result))]
+    if result.images and result.outcome is not Outcome.PLANNED:
+        parts += ["## Images", table(("Container", "", "Image"), _images(result))]
     pods = [(cluster.cluster, pod) for cluster in result.clusters for pod in cluster.pods]
     if pods:
         rows = [
@@ -61,16 +76,67 @@ def render(result: ReleaseResult) -> str:
             )
             for cluster, pod in pods[:100]
         ]
-        parts += ["## Pods at the last look", _table(("Cluster", "Pod", "State", "Node"), rows)]
+        parts += ["## Pods at the last look", table(("Cluster", "Pod", "State", "Node"), rows)]
         if len(pods) > len(rows):
             parts.append(f"… and {len(pods) - len(rows)} more.")
     if result.seconds:
         steps = [(step.capitalize(), f"{seconds:.1f}") for step, seconds in result.seconds.items()]
-        parts += ["## Time", _table(("Step", "Seconds"), steps)]
-    links = [_link(label, url) for label, url in result.links.items()]
+        parts += ["## Time", table(("Step", "Seconds"), steps)]
+    links = [link(label, url) for label, url in result.links.items()]
     if links:
         parts.append(" · ".join(links))
     return "\n\n".join(parts) + "\n"
+
+
+def render_plan(plan: ReleasePlan) -> str:
+    """What a release would change: clusters, images, and the pod template's other changes."""
+    parts = [f"**{NOTHING}**"] if plan.nothing else []
+    clusters = [
+        (markdown(each.cluster), markdown(template_words(plan, each)), markdown(pods_words(each)))
+        for each in plan.clusters
+    ]
+    parts += ["## Clusters", table(("Cluster", "Template", "Pods now → wanted"), clusters)]
+    parts.append(f"Strategy: {markdown(strategy_words(plan))}")
+    for names, each in _alike(plan):
+        where = f" in {names}" if len(plan.clusters) > 1 else ""
+        rows: list[Sequence[str]] = []
+        for container, before, after in image_rows(each):
+            # One below the other: two image names side by side are wider than the page.
+            if before == after:
+                rows.append((markdown(container), "stays", markdown(after, 2000)))
+            else:
+                rows.append((markdown(container), "before", markdown(before, 2000)))
+                rows.append(("", "after", markdown(after, 2000)))
+        if rows:
+            parts += [f"## Images{where}", table(("Container", "", "Image"), rows)]
+        changes = [(markdown(change.path), markdown(change_words(change))) for change in each.changes or []]
+        others = others_words(each)
+        if changes or others:
+            parts.append(f"## Other changes of the pod template{where}")
+        if changes:
+            parts.append(table(("Where", "What"), changes))
+        if others:
+            parts.append(f"{others[0].upper()}{others[1:]}.")
+    parts.append(f"Plan hash: `{plan.plan_hash}`")
+    return "\n\n".join(parts)
+
+
+def _alike(plan: ReleasePlan) -> Iterable[tuple[str, Difference]]:
+    """The differences that are the same but for cluster and pods once, with the names of the clusters."""
+    groups: dict[str, list[Difference]] = {}
+    for each in plan.clusters:
+        same = each.model_dump_json(include={"images", "images_before", "changes", "more"})
+        groups.setdefault(same, []).append(each)
+    for group in groups.values():
+        yield ", ".join(markdown(each.cluster, 80) for each in group), group[0]
+
+
+def _go_on(plan: ReleasePlan) -> str:
+    return (
+        f"Nothing was written. To do exactly this, start it again with `expect_plan={plan.plan_hash}` and "
+        f"without `dry_run`; on the command line with `--expect-plan {plan.plan_hash}`. It is refused where "
+        "anything of this has changed by then."
+    )
 
 
 def _error(result: ReleaseResult) -> list[str]:
@@ -95,6 +161,11 @@ def _template(result: ReleaseResult) -> str:
     if result.template_id is None:
         return f"none created (base {base})" if base else ""
     return f"{markdown(result.template_id)}, made from {base}" if base else markdown(result.template_id)
+
+
+def _approval(result: ReleaseResult) -> str:
+    comment = f": {markdown(result.approval_comment, 1000)}" if result.approval_comment else ""
+    return f"{markdown(result.approved_by)}{comment}" if result.approved_by else ""
 
 
 def _evidence(result: ReleaseResult) -> str:
@@ -137,14 +208,3 @@ def _images(result: ReleaseResult) -> Iterable[Sequence[str]]:
         before = {(cluster.images_before or {}).get(container, "unknown") for cluster in result.clusters}
         yield markdown(container), "before", ", ".join(map(markdown, sorted(before)))
         yield "", "after", markdown(image)
-
-
-def _link(label: str, url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        return f"{markdown(label)}: {markdown(url)}"
-    return f"[{markdown(label)}]({quote(url, safe=_OF_URLS)})"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)

@@ -58,6 +58,15 @@ def liveness() -> "LivenessSettings":
     return _read(LivenessSettings)
 
 
+def batches() -> "BatchSettings":
+    """The settings of batches.
+
+    Raises:
+        ConfigurationError: a variable cannot be used.
+    """
+    return _read(BatchSettings)
+
+
 def _read(settings: type[S]) -> S:
     try:
         return settings()
@@ -92,4 +101,18 @@ class LivenessSettings(BaseSettings):
         ge=1,
         le=600,
         description="Seconds between heartbeats; a run silent for 4.5 times as long is marked Crashed.",
+    )
+
+
+class BatchSettings(BaseSettings):
+    """How hard a batch leans on the Prefect API: `PREFECT_ROLLOUT_API_TURNS`."""
+
+    model_config = SettingsConfigDict(env_prefix="PREFECT_ROLLOUT_", env_ignore_empty=True, extra="ignore")
+
+    api_turns: int = Field(
+        default=6,
+        ge=1,
+        le=500,
+        description="Releases of one process that begin at once, as far as the Prefect API is concerned; "
+        "waiting for pods does not count, and half as many may end meanwhile. An API on SQLite bears six.",
     )

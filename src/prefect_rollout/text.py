@@ -4,10 +4,12 @@ import base64
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&]|(?<=\w)\.(?=\w))")
+_OF_URLS = ":/?#[]@!$&'*+,;=%~"  # what may stand in a URL, less the parentheses that end one in markdown
+_WRITTEN = re.compile(r"`([^`]*)`|\\(.)|&[lg]t;")
 _ADDRESS = re.compile(r"([^\s|`]*(?://|www\.|@)[^\s|`]*)", re.IGNORECASE)
 
 
@@ -36,6 +38,31 @@ def markdown(text: object, limit: int = 300) -> str:
 
 def _escaped(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", text).replace(r"\<", "&lt;").replace(r"\>", "&gt;")
+
+
+def link(label: str, url: str) -> str:
+    """A markdown link; the address as plain words where it is none."""
+    if not url.startswith(("http://", "https://")):
+        return f"{markdown(label)}: {markdown(url)}"
+    return f"[{markdown(label)}]({quote(url, safe=_OF_URLS)})"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A markdown table; its cells are markdown already."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(text: object, limit: int = 300) -> str:
+    """`text` as plain words that are a whole markdown text: the Prefect UI reads each cell of a table so."""
+    return re.sub(r"^(\d*)([-.])(?=[\s-]|$)", r"\1\\\2", markdown(text, limit))
+
+
+def plain(written: str) -> str:
+    """What `markdown` or `cell` was given, on its one line."""
+    return _WRITTEN.sub(
+        lambda found: found[1] or found[2] or {"&lt;": "<", "&gt;": ">"}.get(found[0], ""), written
+    )
 
 
 def json_line(value: object) -> str:

@@ -1,0 +1,116 @@
+"""Release windows as a Prefect block, and which of them a target's releases obey."""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import ClassVar
+
+from prefect.blocks.core import Block
+from pydantic import ConfigDict, Field, HttpUrl, field_validator
+
+from prefect_rollout import windows
+from prefect_rollout.blocks.load import load
+from prefect_rollout.blocks.target import windows_of
+from prefect_rollout.errors import ConfigurationError
+from prefect_rollout.models import Id
+from prefect_rollout.text import one_line
+from prefect_rollout.windows import Closed, Rule
+
+
+class ReleaseWindows(Block):
+    """When releases may start, and when not.
+
+    Attributes:
+        timezone: Time zone of the rules that name none of their own.
+        rules: Times that close apps and clusters to releases, or alone open them.
+        rollback_exempt: Whether a rollback may start at any time.
+
+    Example:
+        Close all clusters from Friday evening to Monday morning:
+        ```python
+        from prefect_rollout.blocks import ReleaseWindows
+
+        freeze = {"name": "weekend freeze", "cron": "0 22 * * FRI", "duration_minutes": 3480}
+        ReleaseWindows(timezone="Asia/Shanghai", rules=[freeze]).save("BLOCK_NAME")
+        ```
+        Load a saved block and ask what is closed now:
+        ```python
+        from datetime import UTC, datetime
+        from prefect_rollout.blocks import ReleaseWindows
+
+        windows = ReleaseWindows.load("BLOCK_NAME")
+        print(windows.judge(3290, ["pub-bjwdt"], datetime.now(UTC)))
+        ```
+    """
+
+    _block_type_name: ClassVar[str] = "Release Windows"
+    _block_type_slug: ClassVar[str] = "release-windows"
+    _description = "When releases of apps and clusters may start, and when not: freezes and open hours."
+    _logo_url = HttpUrl(
+        "https://cdn.sanity.io/images/3ugk85nk/production/"
+        "2d0b896006ad463b49c28aaac14f31e00e32cfab-250x250.png"
+    )
+    _documentation_url = HttpUrl("https://pypi.org/project/prefect-rollout/")
+
+    # A misspelt field would leave everything open.
+    model_config = ConfigDict(extra="forbid")
+
+    timezone: str = Field(
+        default="UTC",
+        title="Time zone",
+        description="IANA name of the time zone of the rules, such as Asia/Shanghai.",
+    )
+    rules: list[Rule] = Field(
+        default_factory=list,
+        title="Rules",
+        description="Times that close apps and clusters to releases, or (effect allow) alone open them: "
+        'JSON such as [{"name": "weekend", "cron": "0 22 * * FRI", "duration_minutes": 3480}].',
+    )
+    rollback_exempt: bool = Field(
+        default=True,
+        title="Rollbacks at any time",
+        description="Whether a rollback may start where a window is closed.",
+    )
+
+    @field_validator("timezone")
+    @classmethod
+    def _known(cls, value: str) -> str:
+        windows.zone(value)
+        return value
+
+    @field_validator("rules")
+    @classmethod
+    def _told_apart(cls, value: list[Rule]) -> list[Rule]:
+        names = [rule.name for rule in value]
+        twice = sorted({one_line(name, 80) for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"a rule has a name of its own; given twice: {', '.join(twice)}")
+        return value
+
+    def judge(self, app_id: Id, clusters: Sequence[str], at: datetime) -> Closed | None:
+        """What closes any of an app's clusters at an aware moment; `None` where all are open."""
+        return windows.judge(self.rules, self.timezone, app_id, clusters, at)
+
+
+async def load_windows(target: str) -> tuple[str, ReleaseWindows] | None:
+    """The release windows that releases of `target` obey, and their block as type-slug/name.
+
+    `None` where the target names none, or `default`, and nobody saved that.
+
+    Raises:
+        ConfigurationError: there is no block of that name, it cannot be used, or (retryable) the Prefect
+            API did not give it.
+    """
+    name = await windows_of(target)
+    if not name:
+        return None
+    block = f"{ReleaseWindows.get_block_type_slug()}/{name}"
+    found = await load(ReleaseWindows, name, field="windows")
+    if found is None:
+        if name == "default":
+            return None
+        raise ConfigurationError(
+            f"windows: there is no block {block}, which the block {target} names",
+            advice="Save release windows of that name, or correct the name, in the Prefect UI.",
+            field="windows",
+        )
+    return block, found

@@ -1,0 +1,117 @@
+"""Whether a run may write now, by the release windows that its target names."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
+
+from prefect import get_run_logger
+
+from prefect_rollout.blocks import load_windows
+from prefect_rollout.errors import ConfigurationError, WindowClosedError
+from prefect_rollout.guard import Guard
+from prefect_rollout.models import Action, Id, ReleaseResult, Request
+from prefect_rollout.progress import Progress, tell
+from prefect_rollout.text import one_line
+from prefect_rollout.turns import resting
+from prefect_rollout.windows import Closed
+
+BREAK_GLASS = "rollout.break-glass"
+"""Label of a flow run that passed a closed window: why."""
+
+# Windows that somebody changes count so soon for a run that waits.
+_ASK_AGAIN_SECONDS = 30.0
+
+
+class _Refusal(NamedTuple):
+    block: str
+    closed: Closed
+    told: str
+
+
+async def admit(
+    app_id: Id, request: Request, result: ReleaseResult, guard: Guard, *, wait_seconds: float
+) -> bool:
+    """Returns once the run's windows are open, or it breaks the glass; whether it waited.
+
+    A dry run is always admitted, a rollback unless its windows say otherwise.
+
+    Args:
+        app_id: the app, as the platform names it.
+        request: says whether it breaks the glass, and is never waited for then.
+        result: of the run, with its clusters; is told of the glass.
+        guard: the run's.
+        wait_seconds: for how long it may wait; 0 refuses at once.
+
+    Raises:
+        WindowClosedError: a window is closed for longer than that.
+        ConfigurationError: the windows cannot be read, or no label can be left.
+    """
+    if getattr(request, "dry_run", False):
+        return False
+    until = _now() + timedelta(seconds=wait_seconds)
+    refusal: _Refusal | None = None
+    said = ""
+    while True:
+        try:
+            refusal = await _refusal(app_id, request, result)
+        except ConfigurationError as error:
+            # An API that is away for a while does not end a wait of days.
+            if refusal is None or not error.retryable or _now() > until:
+                raise
+            get_run_logger().warning("Still waiting: %s", one_line(error.problem))
+            await _sleep(_ASK_AGAIN_SECONDS)
+            continue
+        if refusal is None:
+            return bool(said)
+        if reason := request.break_glass.strip():
+            if not result.break_glass:
+                await guard.label(BREAK_GLASS, one_line(reason, 1000))
+                result.break_glass = reason
+                _say(f"breaking the glass: {refusal.told}: {one_line(reason)}")
+            return bool(said)
+        reopens = refusal.closed.reopens
+        if reopens is None or reopens > until:
+            raise _error(refusal, wait_seconds)
+        if said != (said := refusal.told):
+            _say(f"waiting: {refusal.told}")
+        left = (reopens - _now()).total_seconds()
+        await _sleep(min(_ASK_AGAIN_SECONDS, max(0.05, left)))
+
+
+async def _sleep(seconds: float) -> None:
+    async with resting():
+        await asyncio.sleep(seconds)
+
+
+async def _refusal(app_id: Id, request: Request, result: ReleaseResult) -> _Refusal | None:
+    """What keeps the run from starting now. Asks the Prefect API each time."""
+    found = await load_windows(request.target)
+    if found is None:
+        return None
+    block, windows = found
+    if result.action is Action.ROLLBACK and windows.rollback_exempt:
+        return None
+    closed = windows.judge(app_id, [cluster.cluster for cluster in result.clusters], _now())
+    return closed and _Refusal(block, closed, closed.told(block))
+
+
+def _error(refusal: _Refusal, waited_seconds: float) -> WindowClosedError:
+    closed = refusal.closed
+    longer = f", longer than the {waited_seconds:.0f} s that it may wait" if waited_seconds else ""
+    return WindowClosedError(
+        refusal.told + longer,
+        windows=list(closed.rules),
+        block=refusal.block,
+        clusters=list(closed.clusters),
+        cluster=closed.clusters[0] if len(closed.clusters) == 1 else None,
+        reopens=closed.reopens and closed.reopens.isoformat(),
+    )
+
+
+def _say(what: str) -> None:
+    tell(Progress("parse metadata", "running", what, aloud=True))
+    get_run_logger().warning("%s", what)
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)

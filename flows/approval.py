@@ -1,0 +1,226 @@
+"""The question that a person answers in the Prefect UI before anything is written.
+
+Who approves is what stands in the form: a Prefect server without users of its own knows no better. Only
+Prefect's own Resume answers it.
+"""
+
+import math
+import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Annotated, Any, Literal
+
+from prefect import get_client
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import FlowRunContext
+from prefect.exceptions import FlowPauseTimeout
+from prefect.flow_runs import apause_flow_run, asuspend_flow_run
+from prefect.input import RunInput
+from prefect.input.run_input import keyset_from_base_key
+from prefect.utilities.urls import url_for
+from pydantic import AfterValidator, Field, ValidationError
+
+from prefect_rollout import embedded
+from prefect_rollout.errors import ConfigurationError, InputError, NotApprovedError
+from prefect_rollout.guard import answering, pausing
+from prefect_rollout.models import ReleasePlan, ReleaseRequest, ReleaseResult
+from prefect_rollout.progress import Progress, tell
+from prefect_rollout.report import render_plan
+from prefect_rollout.text import markdown, one_line
+
+STEP = "approval"
+
+# How often one person may try to approve what the same person has asked for.
+_TRIES = 5
+_LOOK_SECONDS = 2
+# How Prefect begins the keys under which it keeps a form and its answer.
+_STATES = ("suspended", "paused")
+_REFUSED = "**Who asked for it cannot approve it: somebody else has to.**\n\n"
+
+_stays: ContextVar[bool] = ContextVar("stays", default=False)
+
+
+class Decision(RunInput):
+    """The form, and what a person answered.
+
+    Attributes:
+        decision: whether it may go ahead.
+        name: who decides, on one line.
+        comment: why; may be empty.
+    """
+
+    decision: Literal["approve", "reject"] = Field(description="Whether it may go ahead.")
+    name: Annotated[
+        str,
+        Field(description="Who decides: your name.", min_length=1, max_length=200, pattern=r"\S"),
+        AfterValidator(one_line),
+    ]
+    comment: Annotated[str, Field(description="Why; kept in the report.", max_length=1000)] = ""
+
+
+def refuse_where_nobody_answers() -> None:
+    """Returns where a person can be asked. Call it before anything else.
+
+    Raises:
+        ConfigurationError: Prefect's embedded API is in use, which has no UI.
+        InputError: the run was started by another one, which cannot wait for a person here.
+    """
+    if embedded.in_use():
+        raise ConfigurationError(
+            "approval: nobody can approve with Prefect's embedded API, which has no UI",
+            advice="Set PREFECT_API_URL to a Prefect server, or leave approval out; nothing was written.",
+        )
+    if _here().parent_task_run_id is not None:
+        raise InputError(
+            "approval: a run that another flow run started cannot ask a person; allowed is none",
+            advice="Ask in the run that starts it; nothing was written.",
+            field="approval",
+        )
+
+
+async def approve(question: str, *, key: str, seconds: float, requested_by: str) -> Decision:
+    """Waits until a person has approved.
+
+    A Prefect deployment's run is suspended: its process ends here, and the run begins again when it is
+    resumed. Any other is paused, and its process waits. A question that was answered is not asked again,
+    not by a retry either; one that was resumed past the form is.
+
+    Args:
+        question: what would be done, as markdown that stands above the form.
+        key: names the question among those of the run, in lower case letters, digits and dashes.
+        seconds: how long each question waits for its answer.
+        requested_by: who asks and so cannot approve; empty if unknown.
+
+    Returns:
+        The approval.
+
+    Raises:
+        NotApprovedError: it was rejected, or not approved in time. Where the run is suspended, Prefect
+            itself lets it fail when the time is over.
+        LockLostError: another process goes on with the run, or somebody ended it while it waited.
+        ConfigurationError: the Prefect API did not answer.
+    """
+    with answering():
+        async with get_client() as client:
+            run = await client.read_flow_run(_here().id)
+            decision = await _decision(client, run, question, key, seconds, requested_by)
+            await client.update_flow_run_labels(run.id, {"rollout.approved-by": decision.name})
+    tell(Progress(STEP, "done", f"approved by {decision.name}"))
+    return decision
+
+
+async def _decision(
+    client: PrefectClient, run: FlowRun, question: str, key: str, seconds: float, requested_by: str
+) -> Decision:
+    """The approval: what was answered before, and then what is answered now."""
+    kept = await _kept(client, run, key)
+    creator = run.created_by.display_value if run.created_by else None
+    asking = {_same(requested_by), _same(creator)} - {""}
+    number, refused = 0, 0
+    while refused < _TRIES:
+        number += 1
+        keysets = [keyset_from_base_key(f"{state}-{key}-{number}") for state in _STATES]
+        if answers := [kept[keyset["response"]] for keyset in keysets if keyset["response"] in kept]:
+            answer = _read(answers[0])
+        elif any(keyset["schema"] in kept for keyset in keysets):
+            continue  # nobody answered it in time, or the run was resumed past the form
+        else:
+            answer = await _ask(run, _REFUSED + question if refused else question, f"{key}-{number}", seconds)
+        if answer is None:
+            continue
+        if answer.decision == "reject":
+            comment = f": {one_line(answer.comment)}" if answer.comment.strip() else ""
+            raise _not_approved(f"{answer.name} rejected it{comment}", rejected_by=answer.name)
+        if _same(answer.name) not in asking:
+            return answer
+        refused += 1
+    raise _not_approved(f"only who asked for it tried to approve it, {refused} times")
+
+
+async def _kept(client: PrefectClient, run: FlowRun, key: str) -> dict[str, Any]:
+    """The forms and answers that Prefect keeps of the question, by their keys.
+
+    Its own memory of pauses would not do: it forgets them when a run is retried.
+    """
+    kept = {}
+    for state in _STATES:
+        inputs = await client.filter_flow_run_input(
+            run.id, key_prefix=f"{state}-{key}-", limit=1000, exclude_keys=set()
+        )
+        kept.update({found.key: found.decoded_value for found in inputs})
+    return kept
+
+
+async def _ask(run: FlowRun, question: str, key: str, seconds: float) -> Decision | None:
+    """The answer; `None` where the run was resumed past the form."""
+    leaves = run.deployment_id is not None and not _stays.get()
+    form = Decision.with_initial_data(description=question)
+    where = url_for("flow-run", obj_id=run.id) or f"flow run {run.id}"
+    tell(
+        Progress(STEP, "running", f"waiting for a person to resume it in the Prefect UI: {where}", aloud=True)
+    )
+    async with pausing(leaves=leaves):
+        try:
+            if leaves:
+                return await asuspend_flow_run(wait_for_input=form, timeout=math.ceil(seconds), key=key)
+            return await apause_flow_run(
+                wait_for_input=form, timeout=math.ceil(seconds), poll_interval=_LOOK_SECONDS, key=key
+            )
+        except ValidationError:
+            return None
+        except FlowPauseTimeout as error:
+            raise _not_approved(f"nobody approved it within {seconds:g} s") from error
+
+
+def _read(answer: Any) -> Decision | None:
+    try:
+        return Decision.model_validate(answer)
+    except ValidationError:
+        return None
+
+
+def _not_approved(problem: str, **data: Any) -> NotApprovedError:
+    error = NotApprovedError(problem, **data)
+    error.step = STEP
+    return error
+
+
+def _same(name: str | None) -> str:
+    """A name as it is compared: case, width and blanks do not make another person."""
+    return " ".join(unicodedata.normalize("NFKC", name or "").casefold().split())
+
+
+def _here() -> FlowRun:
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        raise RuntimeError("only a flow run can ask for approval")
+    return context.flow_run
+
+
+def question(request: ReleaseRequest, result: ReleaseResult, plan: ReleasePlan) -> str:
+    """What a release would do, as markdown. Pure.
+
+    Args:
+        request: what was asked.
+        result: with the app as it is known by then.
+        plan: what would change.
+    """
+    app = f"{markdown(result.app)} ({markdown(result.app_id)})" if result.app else markdown(result.app_id)
+    lines = [
+        f"**Release {markdown(result.deployment)}** of app {app}\n",
+        f"- **Requested by:** {markdown(request.requested_by)}" if request.requested_by else "",
+        f"- **Reason:** {markdown(request.reason, 1000)}" if request.reason else "",
+    ]
+    return "\n".join(line for line in lines if line) + f"\n\n{render_plan(plan)}\n"
+
+
+@contextmanager
+def staying() -> Iterator[None]:
+    """Has a run that is gone on with in this process wait in it, though a worker could take it up."""
+    token = _stays.set(True)
+    try:
+        yield
+    finally:
+        _stays.reset(token)

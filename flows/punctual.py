@@ -1,0 +1,138 @@
+"""Runs that skip themselves: they start too late, or a newer run takes their place."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from prefect import get_client
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.sorting import FlowRunSort
+from prefect.context import FlowRunContext
+
+from prefect_rollout.errors import SkippedError
+from prefect_rollout.guard import answering
+from prefect_rollout.models import Request
+from prefect_rollout.text import one_line
+
+# A run in one of these has done what the older one would do, does it, or is about to.
+_COUNTS = [
+    StateType.SCHEDULED,
+    StateType.PENDING,
+    StateType.RUNNING,
+    StateType.PAUSED,
+    StateType.COMPLETED,
+]
+_PAGE = 200
+
+
+async def skip_unless_due(late_minutes: float) -> None:
+    """Returns where the flow run that runs here shall go on. Call it first: nothing has been asked yet.
+
+    Only a Prefect deployment's run skips itself, and only when it begins: no child of another run, no
+    retry, none that was paused or suspended since. A newer run takes the place of one that a schedule
+    created, never of one that a person started.
+
+    Args:
+        late_minutes: minutes after its scheduled time at which it starts too late; 0 for never.
+
+    Raises:
+        SkippedError: it shall not.
+        ConfigurationError: the Prefect API did not answer.
+    """
+    context = FlowRunContext.get()
+    here = context and context.flow_run
+    if not here or here.deployment_id is None or here.parent_task_run_id is not None:
+        return
+    with answering():
+        async with get_client() as client:
+            run = await client.read_flow_run(here.id)
+            due = await _due(client, run)
+            if run.run_count > 1 or run.empirical_policy.pause_keys or due is None:
+                return
+            now = datetime.now(UTC)
+            refuse_late(due, run.start_time or now, late_minutes)
+            if run.auto_scheduled:
+                for other in await _later(client, here.deployment_id, due, now):
+                    refuse_superseded(run, other, now)
+
+
+def refuse_late(due: datetime, started: datetime, late_minutes: float) -> None:
+    """Raises `SkippedError` where a run that was `due` then has started too late."""
+    minutes = (started - due).total_seconds() / 60
+    if late_minutes and minutes > late_minutes:
+        raise SkippedError(
+            f"it started {minutes:.0f} minutes after its scheduled time, {_told(due)}, and late_minutes "
+            f"allows {late_minutes:g}",
+            advice="Start it by hand if it shall be done all the same, or raise late_minutes.",
+        )
+
+
+def refuse_superseded(run: FlowRun, other: FlowRun, now: datetime) -> None:
+    """Raises `SkippedError` where `other`, which was due after `run`, does the same and has its turn."""
+    planned = other.state and other.state.name in {"Scheduled", "Late"} and other.next_scheduled_start_time
+    if (
+        other.id == run.id
+        or other.parent_task_run_id is not None
+        or (planned and planned > now)
+        or about(other.parameters) != about(run.parameters)
+    ):
+        return
+    raise SkippedError(
+        f"a newer run takes its place: {one_line(other.name, 80)} (flow run {other.id}), "
+        f"{one_line(other.state and other.state.name, 40)}, due {_told(other.expected_start_time)}",
+        newer_run=str(other.id),
+    )
+
+
+def about(parameters: dict[str, Any]) -> str:
+    """What a run with these parameters is about; runs about the same can take each other's place."""
+    target, clusters = parameters.get("target"), parameters.get("clusters") or []
+    what = parameters.get("plan") or [
+        str(parameters.get("app_id")),
+        parameters.get("deployment"),
+        target or Request.model_fields["target"].default,
+        sorted(map(str, clusters)),
+    ]
+    # A dry run takes no release's place.
+    return json.dumps([what, bool(parameters.get("dry_run"))], sort_keys=True, default=str)
+
+
+async def _due(client: PrefectClient, run: FlowRun) -> datetime | None:
+    """When the run was to start: as scheduled last, be it by hand, and not when it got its slot."""
+    states = await client.read_flow_run_states(run.id)
+    scheduled = [state for state in states if state.name == "Scheduled"]
+    last = max(scheduled, key=lambda state: state.timestamp, default=None)
+    return (last and last.state_details.scheduled_time) or run.expected_start_time
+
+
+async def _later(client: PrefectClient, deployment_id: UUID, due: datetime, now: datetime) -> list[FlowRun]:
+    """The runs of the Prefect deployment that were due after `due`, the newest first."""
+    wanted = FlowRunFilter(
+        deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]),
+        expected_start_time=FlowRunFilterExpectedStartTime(after_=due, before_=now),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_COUNTS)),
+    )
+    found: list[FlowRun] = []
+    while True:
+        page = await client.read_flow_runs(
+            flow_run_filter=wanted,
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+            limit=_PAGE,
+            offset=len(found),
+        )
+        found += page
+        if len(page) < _PAGE:
+            return [run for run in found if run.expected_start_time and run.expected_start_time > due]
+
+
+def _told(time: datetime | None) -> str:
+    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if time else "at an unknown time"

@@ -1,0 +1,277 @@
+"""How a batch stands: a row for each of its releases, and the page a person reads. Pure."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Any
+
+from pydantic import BaseModel, Field
+
+from prefect_rollout.diagnosis import Diagnosis
+from prefect_rollout.difference import plan_lines
+from prefect_rollout.models import Outcome, ReleasePlan, ReleaseResult
+from prefect_rollout.plan import Plan, Release
+from prefect_rollout.report import render_plan
+from prefect_rollout.text import link, markdown, one_line, table
+
+
+class Stage(StrEnum):
+    """Where one release of a batch stands."""
+
+    WAITING = "waiting"
+    RUNNING = "running"
+    RELEASED = "released"
+    FAILED = "failed"
+    TIMED_OUT = "timed out"
+    CANCELLED = "cancelled"
+    CRASHED = "crashed"
+    SKIPPED = "skipped"
+    PLANNED = "planned"
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more happens to the release in this batch."""
+        return self not in {Stage.WAITING, Stage.RUNNING}
+
+
+# Also the order in which they are counted and, in the report, listed.
+_MARKS = {
+    Stage.FAILED: "❌",
+    Stage.TIMED_OUT: "⌛",
+    Stage.CRASHED: "💥",
+    Stage.CANCELLED: "⏹",
+    Stage.SKIPPED: "⏭",
+    Stage.RUNNING: "🔄",
+    Stage.WAITING: "·",
+    Stage.PLANNED: "📋",
+    Stage.RELEASED: "✅",
+}
+_TITLES = {
+    Outcome.RELEASED: "✅ The batch is released",
+    Outcome.PLANNED: "📋 Plan of a batch: nothing was written",
+    Outcome.FAILED: "❌ The batch is not released as a whole",
+    Outcome.TIMED_OUT: "❌ The batch is not released as a whole",
+    Outcome.CANCELLED: "⏹ The batch was cancelled",
+    Outcome.SKIPPED: "⏭ The batch skipped itself",
+}
+
+
+class Row(BaseModel):
+    """One release of a batch."""
+
+    name: str
+    app_id: int | str
+    deployment: str
+    wave: int
+    stage: Stage = Stage.WAITING
+    detail: str = Field(default="", description="The step that runs, or why it was not released.")
+    template_before: str = Field(default="", description="Ids of the templates that were online before.")
+    template: str = Field(default="", description="Id of the template that the clusters shall run.")
+    seconds: float | None = Field(default=None, description="From its start in this batch to its end.")
+    plan: ReleasePlan | None = Field(default=None, description="What it would change, by a dry run.")
+    flow_run_id: str | None = None
+    link: str = Field(default="", description="Address of its flow run in the Prefect UI.")
+    error: dict[str, Any] | None = None
+
+    @property
+    def why(self) -> str:
+        """Why it was not released, in one sentence: the diagnosis, where there is one."""
+        return str(Diagnosis.model_validate(self.error["diagnosis"])) if self.error else self.detail
+
+    def note(self, result: ReleaseResult) -> None:
+        """Takes over what the release's result says of its templates."""
+        before = {str(c.template_before) for c in result.clusters if c.template_before is not None}
+        after = {str(c.template) for c in result.clusters if c.template is not None}
+        self.template_before = ", ".join(sorted(before))
+        self.template = ", ".join(sorted(after))
+        self.plan = result.plan
+
+
+class BatchResult(BaseModel):
+    """How a batch ended: what the flow returns and `--json` prints."""
+
+    outcome: Outcome = Outcome.FAILED
+    batch_id: str
+    plan_digest: str = Field(description="Digest of the plan; batches of the same plan share it.")
+    releases: list[Row]
+    wave: int | None = Field(default=None, description="The wave that runs; null before and after all.")
+    waves: int
+    plan_hash: str = Field(default="", description="Hash of all that a dry run found, for expect_plan.")
+    requested_by: str = ""
+    approved_by: str = Field(default="", description="Who approved it, or its waves, where asked.")
+    waiting: str = Field(default="", description="What it waits for a person to approve.")
+    seconds: float | None = None
+    error: dict[str, Any] | None = Field(default=None, description="Why it did not end well.")
+    link: str = Field(default="", description="Address of its flow run in the Prefect UI.")
+
+    @classmethod
+    def of(cls, plan: Plan, batch_id: str, **more: Any) -> "BatchResult":
+        """The batch before its start."""
+        return cls(
+            batch_id=batch_id,
+            plan_digest=plan.digest,
+            waves=len(plan.waves),
+            releases=[
+                Row(
+                    name=release.name,
+                    app_id=release.app_id,
+                    deployment=release.deployment,
+                    wave=release.wave,
+                )
+                for wave in plan.waves
+                for release in wave
+            ],
+            **more,
+        )
+
+    def row(self, release: Release) -> Row:
+        """The row of a release."""
+        return next(row for row in self.releases if row.name == release.name)
+
+    @property
+    def counted(self) -> str:
+        """Such as `2 failed, 1 skipped, 37 released`."""
+        counts = Counter(row.stage for row in self.releases)
+        return ", ".join(f"{counts[stage]} {stage}" for stage in _MARKS if counts[stage])
+
+    @property
+    def progress(self) -> float:
+        """Percent of the releases that have ended."""
+        return 100 * sum(row.stage.ended for row in self.releases) / len(self.releases)
+
+    @property
+    def unreleased(self) -> list[Row]:
+        """The rows that did not end as they should, the most urgent first."""
+        order = list(_MARKS)
+        bad = [row for row in self.releases if row.stage not in {Stage.RELEASED, Stage.PLANNED}]
+        return sorted(bad, key=lambda row: order.index(row.stage))
+
+
+def render(result: BatchResult, *, running: bool = False) -> str:
+    """The batch as markdown: how far it is or how it ended, what went wrong, a row for each release."""
+    title = _TITLES[result.outcome]
+    if running:
+        title = f"🔄 Releasing, wave {result.wave or 1}"
+    if running and result.waiting:
+        title = f"⏸ Waiting for approval of {result.waiting}"
+    facts = [
+        ("Releases", f"{len(result.releases)} in {_number(result.waves, 'wave')}: {result.counted}"),
+        ("Requested by", markdown(result.requested_by)),
+        ("Approved by", markdown(result.approved_by)),
+        ("Plan hash", f"`{result.plan_hash}`" if result.plan_hash else ""),
+        ("Plan", f"`{result.plan_digest}`"),
+    ]
+    parts = [f"# {title}"]
+    if result.error:
+        parts.append(
+            f"> {markdown(result.error.get('message', ''), 2000)}\n>\n"
+            f"> **What to do:** {markdown(result.error.get('advice', ''), 1000)}"
+        )
+    parts.append("\n".join(f"- **{name}:** {value}" for name, value in facts if value))
+    bad = [row for row in result.unreleased if row.stage.ended]
+    if bad:
+        # No table: its cells would not be wrapped.
+        parts += [
+            "## Not released",
+            "\n".join(f"- {_stage(row)} {_name(row)}: {_advice(row)}" for row in bad),
+        ]
+    parts += [
+        "## Releases",
+        table(
+            ("Wave", "Release", "State", "Template before → after", "Seconds", ""),
+            [
+                (
+                    str(row.wave),
+                    _name(row),
+                    _stage(row),
+                    _templates(row),
+                    "" if row.seconds is None else f"{row.seconds:.0f}",
+                    markdown(row.detail, 80) if row.stage is Stage.RUNNING else "",
+                )
+                for row in result.releases
+            ],
+        ),
+    ]
+    if result.outcome is Outcome.PLANNED:
+        parts += [part for row in result.releases if row.plan for part in _plan(row, row.plan)]
+        parts.append(
+            "Nothing was written. To do exactly this, start the plan again with "
+            f"`expect_plan={result.plan_hash}` and without `dry_run`. It is refused where anything of this "
+            "has changed by then."
+        )
+    if result.link:
+        parts.append(link("Flow run", result.link))
+    at = datetime.now(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    parts.append(f"_{'As of' if running else 'Ended'} {at}_")
+    return "\n\n".join(parts) + "\n"
+
+
+def _plan(row: Row, plan: ReleasePlan) -> Iterator[str]:
+    yield f"# {markdown(row.name)}"
+    yield render_plan(plan)
+
+
+def plan_of_all(result: BatchResult) -> list[str]:
+    """What a dry run of the batch found, for a terminal, line by line and safe for it."""
+    lines = [line for row in result.releases if row.plan for line in plan_lines(row.plan)]
+    return [*lines, f"Plan hash of the batch: {result.plan_hash}"]
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def _stage(row: Row) -> str:
+    return f"{_MARKS[row.stage]} {row.stage}"
+
+
+def _name(row: Row) -> str:
+    return link(row.name, row.link) if row.link else markdown(row.name)
+
+
+def _advice(row: Row) -> str:
+    advice = f" {markdown(row.error['diagnosis']['resolution'], 600)}" if row.error else ""
+    return f"{markdown(row.why, 600)}{'' if row.why.endswith('.') else '.'}{advice}"
+
+
+def _templates(row: Row) -> str:
+    if not (row.template_before or row.template):
+        return ""
+    return f"{markdown(row.template_before or 'none')} → {markdown(row.template or '?')}"
+
+
+def told(row: Row) -> str:
+    """One line that says how a release of the batch stands."""
+    templates = f" (template {one_line(row.template_before or 'none', 80)} → {one_line(row.template, 80)})"
+    seconds = "" if row.seconds is None else f" in {row.seconds:.0f} s"
+    detail = f": {one_line(row.why, 400)}" if row.why else ""
+    return (
+        f"{one_line(row.name, 120)} {row.stage}"
+        f"{templates if row.template and row.stage is Stage.RELEASED else ''}{seconds}{detail}"
+    )
+
+
+# ---- whoever looks on in the same process -------------------------------------------------------
+
+Onlooker = Callable[[BatchResult], None]
+
+_onlookers: ContextVar[tuple[Onlooker, ...]] = ContextVar("onlookers", default=())
+
+
+@contextmanager
+def looking_on(onlooker: Onlooker) -> Iterator[None]:
+    """Calls `onlooker` with the batch whenever something of it changes within the context."""
+    token = _onlookers.set((*_onlookers.get(), onlooker))
+    try:
+        yield
+    finally:
+        _onlookers.reset(token)
+
+
+def show(result: BatchResult) -> None:
+    """Shows the batch to the onlookers, if there are any."""
+    for onlooker in _onlookers.get():
+        onlooker(result)

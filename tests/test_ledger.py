@@ -1,0 +1,448 @@
+"""The history of what changed: the tables that releases leave, and the command that reads them."""
+
+import asyncio
+import json
+import os
+import subprocess
+from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from prefect import flow, get_client
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    ArtifactFilterType,
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+    FlowRunFilterTags,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.schedules import IntervalSchedule
+from prefect.states import Cancelling, Crashed, Pending, Running
+
+from prefect_rollout import ledger
+from prefect_rollout.errors import InputError, ReleaseCancelledError, RolloutError
+from prefect_rollout.flows import again, deploy_latest_image, restart, rollback, scale
+from prefect_rollout.ledger import Change, Wanted, changes, select, since_of, table
+from prefect_rollout.models import ClusterResult, Outcome, ReleaseResult
+from support import BIN, Cloud, Zygote
+
+NOW = datetime(2026, 11, 24, 10, 0, tzinfo=UTC)
+
+# ---- pure ---------------------------------------------------------------------------------------
+
+
+def result(**fields: Any) -> ReleaseResult:
+    given: dict[str, Any] = {
+        "outcome": Outcome.RELEASED,
+        "app_id": 3290,
+        "deployment": "qapm-home",
+        "release_id": "0191",
+        "template_id": 6,
+        "images": {"web": "r/web:2", "side": "r/side:1"},
+        "requested_by": "zhang",
+        "reason": "周五",
+        "entrance": "cli",
+        "clusters": [
+            ClusterResult(
+                cluster="east",
+                replicas=2,
+                ready=2,
+                published=True,
+                template=6,
+                template_before=5,
+                images_before={"web": "r/web:1", "side": "r/side:1"},
+                online=6,
+                online_known=True,
+            )
+        ],
+    }
+    return ReleaseResult.model_validate(given | fields)
+
+
+def test_a_release_is_a_row_for_each_cluster() -> None:
+    (row,) = table(changes(result(), NOW))
+    assert row == {
+        "When": "2026-11-24 10:00:00Z",
+        "Action": "deploy",
+        "Outcome": "released",
+        "Cluster": "east",
+        "Before": "5",
+        "After": "6",
+        "Ready": "2 of 2",
+        "Images": "web: r/web:1 → r/web:2",
+        "Who": "zhang",
+        "Why": "周五",
+        "Entrance": "cli",
+        "Try": 1,
+        "Flow run": "0191",
+    }
+
+
+@pytest.mark.parametrize(
+    ("cluster", "before", "after", "outcome"),
+    [
+        ({"template_before": 5, "template": 6, "published": False}, "5", "as before", "failed"),
+        ({"template_before": 5, "template": 6, "published": None}, "5", "unknown", "failed"),
+        ({"published": False}, "none or unknown", "as before", "failed"),
+        (
+            {"template_before": 5, "published": True, "online": 5, "online_known": True, "rolled_back": True},
+            *("5", "5", "failed, rolled back"),
+        ),
+        (
+            {"template_before": 5, "published": True, "rolled_back": False, "online_known": True},
+            *("5", "nothing", "failed, rollback failed"),
+        ),
+    ],
+)
+def test_before_and_after_are_what_is_known(
+    cluster: dict[str, Any], before: str, after: str, outcome: str
+) -> None:
+    failed = result(outcome=Outcome.FAILED, clusters=[{"cluster": "c", "replicas": 1, **cluster}])
+    (row,) = changes(failed, NOW)
+    assert (row.before, row.after, row.outcome, row.images) == (before, after, outcome, "")
+
+
+def test_what_is_seldom_there_has_a_column_only_then() -> None:
+    (row,) = table(changes(result(break_glass="outage", requested_by=""), NOW))
+    assert row["Break glass"] == "outage"
+    assert row["Who"] == "unknown"
+    assert "Approved by" not in row
+
+
+def test_dry_runs_and_skipped_runs_change_nothing() -> None:
+    assert changes(result(dry_run=True, outcome=Outcome.FAILED), NOW) == []
+    assert changes(result(outcome=Outcome.PLANNED), NOW) == []
+    assert changes(result(outcome=Outcome.SKIPPED), NOW) == []
+
+
+def test_a_release_that_failed_before_its_clusters_were_known_is_a_row_all_the_same() -> None:
+    (row,) = changes(result(outcome=Outcome.FAILED, clusters=[]), NOW)
+    assert (row.cluster, row.after) == ("none", "as before")
+
+
+@pytest.mark.parametrize(
+    ("fields", "entrance"),
+    [
+        ({"tags": ["entrance:cli", "x"]}, "cli"),
+        ({"tags": ["entrance:mcp"], "deployment_id": uuid4()}, "mcp"),
+        ({"auto_scheduled": True, "deployment_id": uuid4()}, "schedule"),
+        ({"deployment_id": uuid4()}, "ui or api"),
+        ({"tags": ["entrance:cli"], "parent_task_run_id": uuid4()}, "batch"),
+        ({}, "python"),
+    ],
+)
+def test_the_entrance_is_read_off_the_run(fields: dict[str, Any], entrance: str) -> None:
+    assert ledger.entrance_of(FlowRun(flow_id=uuid4(), **fields)) == entrance
+
+
+def test_who_made_the_run_is_said_as_far_as_prefect_knows() -> None:
+    by = {"id": uuid4(), "type": "SCHEDULE", "display_value": "Weekly"}
+    assert (
+        ledger.asker_of(FlowRun.model_validate({"flow_id": uuid4(), "created_by": by})) == "schedule Weekly"
+    )
+    assert ledger.asker_of(FlowRun(flow_id=uuid4())) == ""
+    assert ledger.asker_of(None) == ""
+
+
+def change(**fields: Any) -> Change:
+    given = {
+        "when": NOW,
+        "app_id": "1",
+        "deployment": "a",
+        "action": "deploy",
+        "outcome": "released",
+        "cluster": "east",
+        "run_id": "r",
+    }
+    return Change.model_validate(given | fields)
+
+
+def test_changes_are_chosen_by_every_filter_and_the_newest_come_first() -> None:
+    old, new = change(run_id="old", when=NOW - timedelta(hours=2)), change(run_id="new")
+    other = change(run_id="other", app_id="2", deployment="b", cluster="west")
+    lost = change(run_id="lost", cluster="?", when=NOW - timedelta(hours=1))
+    found = [old, other, lost, new]
+
+    def ids(**wanted: Any) -> list[str]:
+        return [each.run_id for each in select(found, Wanted(**wanted))]
+
+    assert ids() == ["other", "new", "lost", "old"]
+    assert ids(limit=2) == ["other", "new"]
+    assert ids(app_id="1") == ["new", "lost", "old"]
+    assert ids(deployment="b") == ["other"]
+    assert ids(cluster="west") == ["other", "lost"]
+    assert ids(since=NOW - timedelta(minutes=90)) == ["other", "new", "lost"]
+
+
+@pytest.mark.parametrize(
+    ("text", "moment"),
+    [
+        ("90m", NOW - timedelta(minutes=90)),
+        ("36h", NOW - timedelta(hours=36)),
+        ("7d", NOW - timedelta(days=7)),
+        ("2w", NOW - timedelta(weeks=2)),
+        ("2026-11-01", datetime(2026, 11, 1).astimezone()),
+        ("2026-11-01T08:00+08:00", datetime(2026, 11, 1, tzinfo=UTC)),
+        ("2026-11-01T08:00:00Z", datetime(2026, 11, 1, 8, tzinfo=UTC)),
+    ],
+)
+def test_since_is_a_span_or_a_moment(text: str, moment: datetime) -> None:
+    assert since_of(text, NOW) == moment
+
+
+@pytest.mark.parametrize(
+    "text", ["", "d", "7", "7y", "-1d", "yesterday", "2026-13-01", "999999w", "7d\x1b[1m"]
+)
+def test_another_since_is_refused_with_the_forms_there_are(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        since_of(text, NOW)
+    assert str(caught.value).isprintable()
+    for form in ("since", "90m", "36h", "7d", "2026-11-01", "2026-11-01T08:00+08:00"):
+        assert form in str(caught.value)
+
+
+# ---- real runs ----------------------------------------------------------------------------------
+
+
+def shop(app_id: int) -> list[dict[str, Any]]:
+    def deployment(number: int, name: str, *clusters: str, **more: Any) -> dict[str, Any]:
+        templates = [{"id": number * 10 + each, "image": f"r/{name}:{each}"} for each in (1, 2)]
+        online = dict.fromkeys(clusters, number * 10 + 1)
+        return {
+            "id": number,
+            "name": name,
+            "clusters": dict.fromkeys(clusters, 1),
+            "templates": templates,
+            "online": online,
+            **more,
+        }
+
+    bad = {"behaviour": {"kind": "image_cannot_be_pulled", "images": ":2"}}
+    slow = {"behaviour": {"kind": "never_ready", "images": ":2"}}
+    deployments = [
+        deployment(1, "good", "east", "west"),
+        deployment(2, "bad", "east", **bad),
+        deployment(3, "slow", "west", **slow),
+    ]
+    return [{"id": app_id, "name": "shop", "deployments": deployments}]
+
+
+async def fails(release: Any) -> ReleaseResult:
+    with pytest.raises(RolloutError) as caught:
+        await release
+    assert caught.value.result
+    return caught.value.result
+
+
+async def until(holds: Callable[[], Awaitable[Any]]) -> None:
+    for _ in range(600):
+        if await holds():
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("it does not come to that")
+
+
+async def cancelled(cloud: Cloud, asked: dict[str, Any]) -> None:
+    release = asyncio.create_task(deploy_latest_image(**asked, deployment="slow", reason="never mind"))
+
+    async def published() -> bool:
+        return "publish 36 to west" in cloud.writes
+
+    await until(published)
+    slow = FlowRunFilter(
+        tags=FlowRunFilterTags(all_=[f"app:{asked['app_id']}", "deployment:slow"]),
+        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])),
+    )
+    async with get_client() as client:
+        (run,) = await client.read_flow_runs(flow_run_filter=slow)
+        await client.set_flow_run_state(run.id, Cancelling(), force=True)
+    with pytest.raises(ReleaseCancelledError):
+        await asyncio.wait_for(release, 60)
+
+
+def command(*arguments: str, home: Path, server: str) -> subprocess.CompletedProcess[str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("K8S_")}
+    return subprocess.run(
+        [BIN / "prefect-rollout", "history", *arguments],
+        env={**kept, "HOME": str(home), "PREFECT_API_URL": server, "TZ": "UTC"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_the_history_tells_every_kind_of_release(
+    make_cloud: Any, prefect_api: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cloud = make_cloud(apps=shop(8801))
+    asked: dict[str, Any] = {"app_id": 8801, "poll_seconds": 0.1, "poll_attempts": 200, "grace_seconds": 0.5}
+    begun = datetime.now(UTC).replace(microsecond=0)
+    released = await deploy_latest_image(
+        **asked, deployment="good", requested_by="zhang", reason="[a](b)\n- x"
+    )
+    await rollback(**asked, deployment="good", clusters=["west"], reason="- wrong")
+    await restart(**asked, deployment="good", clusters=["east"])
+    await scale(**asked, deployment="good", clusters=["east"], replicas=2)
+    await fails(deploy_latest_image(**asked, deployment="bad", on_failure="rollback"))
+    await fails(deploy_latest_image(**asked, deployment="bad"))
+    await cancelled(cloud, asked)
+    await another_programs()
+    async with get_client() as client:
+        killed = await client.create_flow_run(
+            restart,
+            parameters={"app_id": 8801, "deployment": "lost", "reason": "why not", "requested_by": "li"},
+        )
+        await client.set_flow_run_state(killed.id, Running(), force=True)
+        await client.set_flow_run_state(killed.id, Crashed(), force=True)
+        later = datetime.now(UTC)
+        found = await ledger.read(client, Wanted(app_id="8801"))
+    told = [(each.action, each.deployment, each.cluster, each.outcome) for each in found]
+    assert told == [
+        ("restart", "lost", "?", "crashed"),
+        ("deploy", "slow", "west", "cancelled"),
+        ("deploy", "bad", "east", "failed"),
+        ("deploy", "bad", "east", "failed, rolled back"),
+        ("scale", "good", "east", "released"),
+        ("restart", "good", "east", "released"),
+        ("rollback", "good", "west", "released"),
+        ("deploy", "good", "east", "released"),
+        ("deploy", "good", "west", "released"),
+    ]
+    assert all(begun <= each.when <= later for each in found)
+    assert [(each.before, each.after) for each in found] == [
+        ("?", "?"),
+        ("31", "36"),
+        ("21", "35"),
+        ("21", "21"),
+        ("33", "33"),
+        ("33", "33"),
+        ("33", "11"),
+        ("11", "33"),
+        ("11", "33"),
+    ]
+    assert [found[number].images for number in (2, 7)] == [
+        "bad: r/bad:1 → r/bad:2",
+        "good: r/good:1 → r/good:2",
+    ]
+    assert found[4].ready == "2 of 2"
+    assert [(found[number].who, found[number].why) for number in (0, 6, 7)] == [
+        ("li", "why not"),
+        ("unknown", "- wrong"),
+        ("zhang", "[a](b) - x"),
+    ]
+    assert {each.entrance for each in found} == {"python"}
+    assert found[-1].run_id == released.release_id
+
+    async with get_client() as client:
+        pages = await client.read_artifacts(
+            artifact_filter=ArtifactFilter(
+                flow_run_id=ArtifactFilterFlowRunId(any_=[UUID(released.release_id)]),
+                type=ArtifactFilterType(any_=["table"]),
+            )
+        )
+        assert [page.key for page in pages] == ["changes-8801-good"]
+        monkeypatch.setattr(ledger, "_PAGE", 2)
+        assert await ledger.read(client, Wanted(app_id="8801")) == found
+        assert await ledger.read(client, Wanted(app_id="8801", limit=3)) == found[:3]
+
+    async def history(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(
+            command, "--app", "8801", *arguments, home=tmp_path, server=prefect_api
+        )
+
+    ended = await history("--json")
+    assert ended.returncode == 0, ended.stderr
+    assert [Change.model_validate(json.loads(line)) for line in ended.stdout.splitlines()] == found
+    narrow = ("--deployment", "good", "--cluster", "west", "--since", "1d", "--limit", "1")
+    (line,) = (await history(*narrow, "--json")).stdout.splitlines()
+    assert json.loads(line)["action"] == "rollback"
+    shown = (await history(*narrow)).stdout
+    for word in ("good (8801)", "rollback: released", "west", "33 → 11", "unknown (python)", "- wrong"):
+        assert word in shown, shown
+    ended = await history("--since", "2999-01-01")
+    assert (ended.returncode, ended.stdout) == (0, "")
+    assert "No release of app 8801, since 2999-01-01 is on record." in ended.stderr
+    ended = await history("--since", "yesterday")
+    assert ended.returncode == 2
+    assert "since: 'yesterday' is no time. Give a span such as 90m" in ended.stderr
+
+
+async def _ended(client: PrefectClient, run_id: UUID) -> bool:
+    state = (await client.read_flow_run(run_id)).state
+    return state is not None and state.is_final()
+
+
+@flow(name="restart")
+async def another_programs() -> None:
+    """A flow of one of our flows' names."""
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_a_retry_is_a_change_of_its_own_and_a_killed_one_is_not_overlooked(make_cloud: Any) -> None:
+    cloud = make_cloud(
+        apps=shop(8802), faults=[{"call": "publish", "nth": 2, "kind": "status", "status": 400}]
+    )
+    failed = await fails(deploy_latest_image(app_id=8802, deployment="good", poll_seconds=0.1))
+    run_id = UUID(failed.release_id)
+    cloud.faults()
+    await again.go_on(run_id)
+    async with get_client() as client:
+        found = await ledger.read(client, Wanted(app_id="8802"))
+        assert [(each.tries, each.cluster, each.outcome, each.after) for each in found] == [
+            (2, "east", "released", "33"),
+            (2, "west", "released", "33"),
+            (1, "east", "failed", "33"),
+            (1, "west", "failed", "11"),
+        ]
+        await client.set_flow_run_state(run_id, Running(), force=True)
+        await client.set_flow_run_state(run_id, Crashed(), force=True)
+        crashed = (await ledger.read(client, Wanted(app_id="8802")))[:2]
+    # Its lock had been asked for: where it went is known, and what it did there is not.
+    assert [(each.tries, each.cluster, each.outcome, each.after) for each in crashed] == [
+        (3, "east", "crashed", "?"),
+        (3, "west", "crashed", "?"),
+    ]
+
+
+async def test_a_run_of_a_schedule_is_told_from_one_that_a_person_started(
+    make_cloud: Any, prefect_api: str
+) -> None:
+    cloud = make_cloud(apps=shop(8803))
+    parameters = {"app_id": 8803, "deployment": "good", "poll_seconds": 0.1}
+    async with get_client() as client:
+        flow_id = await client.create_flow(deploy_latest_image)
+        deployment_id = await client.create_deployment(
+            flow_id,
+            name="scheduled",
+            parameters=parameters,
+            schedules=[
+                DeploymentScheduleCreate(schedule=IntervalSchedule(interval=timedelta(days=1)), slug="daily")
+            ],
+        )
+        ours = FlowRunFilter(deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]))
+        await until(lambda: client.read_flow_runs(flow_run_filter=ours))  # the server's scheduler makes them
+        scheduled = (await client.read_flow_runs(flow_run_filter=ours))[0]
+        runs = [scheduled, await client.create_flow_run_from_deployment(deployment_id)]
+        with Zygote() as zygote:
+            for run in runs:
+                await client.set_flow_run_state(run.id, Pending(), force=True)
+                zygote.start(run.id, {**cloud.environment, "PREFECT_API_URL": prefect_api})
+                await until(partial(_ended, client, run.id))
+        found = await ledger.read(client, Wanted(app_id="8803"))
+        await client.delete_deployment(deployment_id)
+    assert [(each.entrance, each.who, each.outcome) for each in found[::2]] == [
+        ("ui or api", "unknown", "released"),
+        ("schedule", "schedule daily", "released"),
+    ]
