@@ -28,6 +28,7 @@ from prefect_rollout.errors import (
     BatchFailedError,
     ConfigurationError,
     InputError,
+    LockLostError,
     NotApprovedError,
     PlanChangedError,
     ReleaseCancelledError,
@@ -59,6 +60,10 @@ _ASKED = "rollout.asked-in-try"
 
 _RENEW_SECONDS = 2.0
 _BOARD_SECONDS = 6.0
+
+# How often a release is begun or gone on with that the Prefect API did not hear, and after which pause.
+_TRIES = 3
+_PAUSE_SECONDS = 10.0
 
 # How long the releases of a batch that is cancelled have to come to their ends.
 _END_SECONDS = 15.0
@@ -501,19 +506,33 @@ class Batch:
             row.detail = progress.step if not progress.detail else f"{progress.step}: {progress.detail}"
             show(self._result)
 
-        # A process that was replaced starts nothing more.
-        await self._guard.safe_point()
-        with listening(listen, alone=True):
+        for attempt in range(1, _TRIES + 1):
             try:
-                state = await children.carry_out(release.name, parameters, begun)
+                # A process that was replaced starts nothing more.
+                await self._guard.safe_point()
+                with listening(listen, alone=True):
+                    state = await children.carry_out(release.name, parameters, begun)
             except Abort:
                 row.stage, row.detail = Stage.FAILED, "another process goes on with its flow run"
                 return
+            except LockLostError as error:
+                if not error.retryable:
+                    raise
+                problem = error.problem
             except (httpx.HTTPError, PrefectException) as error:
-                row.stage, row.detail = Stage.FAILED, f"the Prefect API did not take it: {one_line(error)}"
-                return
-        row.seconds = round(time.monotonic() - began, 3)
-        await _note(row, state)
+                problem = f"the Prefect API did not take it: {one_line(error)}"
+            else:
+                row.seconds = round(time.monotonic() - began, 3)
+                await _note(row, state)
+                if not (row.error and row.error.get("prefect_api")):
+                    show(self._result)
+                    return
+                problem = row.detail
+            # An API that a burst has overwhelmed recovers; the release goes on where it stopped.
+            if attempt < _TRIES:
+                row.stage, row.detail, row.error = Stage.RUNNING, f"to be gone on with: {problem}", None
+                await asyncio.sleep(attempt * _PAUSE_SECONDS)
+        row.stage, row.detail = Stage.FAILED, problem
         show(self._result)
 
     @asynccontextmanager

@@ -62,8 +62,22 @@ class Kept:
     async def find(self) -> None:
         """Looks up the children of earlier tries, and of this one before a person was asked."""
         for run in await children_of(self.client, self.batch.id, self.kind):
-            self.runs[name_of(run)] = run  # the newest comes last
-            self.attempts[name_of(run)] = self.attempts.get(name_of(run), 0) + 1
+            self.add(name_of(run), run)  # the newest comes last
+
+    def add(self, name: str, run: FlowRun) -> FlowRun:
+        """Keeps a child that was created, and returns it."""
+        self.runs[name] = run
+        self.attempts[name] = self.attempts.get(name, 0) + 1
+        return run
+
+    async def now(self, name: str) -> FlowRun | None:
+        """The child of that name that can be gone on with, as it is now; none where a new one is needed."""
+        known = self.runs.get(name)
+        if known is None:
+            return None
+        run = await self.client.read_flow_run(known.id)
+        undone = run.state is not None and run.state.is_final() and run.labels.get(guard.ROLLED_BACK)
+        return None if undone else run
 
     def tags(self, name: str) -> list[str]:
         """The tags by which a child is found again."""
@@ -110,11 +124,6 @@ async def children_of(client: PrefectClient, batch_id: UUID, kind: str) -> list[
     return sorted(ours, key=lambda run: (run.created is not None, run.created))
 
 
-def _over(run: FlowRun) -> bool:
-    """Whether the run, which has ended, is not to be gone on with."""
-    return bool(run.labels.get(guard.ROLLED_BACK))
-
-
 class InProcess:
     """Children that run in this process, on its event loop."""
 
@@ -140,15 +149,16 @@ class InProcess:
 
     async def _run_of(self, name: str, parameters: Mapping[str, Any]) -> FlowRun:
         client = self.kept.client
-        run = self.kept.runs.get(name)
-        if run is None or (run.state is not None and run.state.is_final() and _over(run)):
-            return await client.create_flow_run(
+        run = await self.kept.now(name)
+        if run is None:
+            created = await client.create_flow_run(
                 deploy_latest_image,
                 parameters=dict(parameters),
                 tags=self.kept.tags(name),
                 parent_task_run_id=await self.kept.parent_task(name),
                 state=Pending(),
             )
+            return self.kept.add(name, created)
         state = run.state
         if state is None or state.is_completed() or state.type is StateType.PENDING:
             return run
@@ -211,10 +221,10 @@ class OnWorkPool:
 
     async def _run_of(self, name: str, parameters: Mapping[str, Any]) -> FlowRun:
         client = self.kept.client
-        run = self.kept.runs.get(name)
-        if run is None or (run.state is not None and run.state.is_final() and _over(run)):
+        run = await self.kept.now(name)
+        if run is None:
             attempt = self.kept.attempts.get(name, 0)
-            return await client.create_flow_run_from_deployment(
+            created = await client.create_flow_run_from_deployment(
                 self._deployment_id,
                 parameters=dict(parameters),
                 tags=self.kept.tags(name),
@@ -222,6 +232,7 @@ class OnWorkPool:
                 # Sent twice, it is one run.
                 idempotency_key=f"{self.kept.batch.id}:{self.kept.kind}:{name}:{attempt}",
             )
+            return self.kept.add(name, created)
         if run.state is not None and run.state.is_final() and not run.state.is_completed():
             await client.set_flow_run_state(run.id, AwaitingRetry(), force=True)
             return await client.read_flow_run(run.id)

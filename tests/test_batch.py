@@ -1,6 +1,7 @@
 """Batches: real Prefect server, simulated clouds over real sockets, judged by the cloud's record."""
 
 import asyncio
+import json
 import os
 import signal
 import subprocess
@@ -10,7 +11,9 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 import pytest
+import respx
 from prefect import get_client
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -315,6 +318,26 @@ async def test_a_cancel_reaches_the_children(make_cloud: Any) -> None:
     assert set(found) == {"1/web", "2/web"}
     assert all(runs[0].state is not None and runs[0].state.is_cancelled() for runs in found.values())
     assert (await batch_of(caught.value.batch)).state.is_cancelled()  # type: ignore[union-attr]
+
+
+async def test_a_release_that_the_prefect_api_did_not_hear_of_is_begun_again(make_cloud: Any) -> None:
+    cloud = make_cloud(**shop(2))
+    refused: list[httpx.Request] = []
+
+    def once(request: httpx.Request) -> httpx.Response | httpx.Request:
+        child = json.loads(request.content).get("parent_task_run_id")
+        if not child or refused:
+            return request
+        refused.append(request)
+        return httpx.Response(500, json={})
+
+    with respx.mock(assert_all_mocked=False, assert_all_called=False) as wire:
+        wire.post(path="/api/flow_runs/").mock(side_effect=once)
+        wire.route(host="127.0.0.1").pass_through()
+        result = await deploy_batch(plan_of(2))
+    assert len(refused) == 1
+    assert result.outcome is Outcome.RELEASED
+    assert written(cloud) == dict.fromkeys((1, 2), ONCE)
 
 
 # ---- what is refused before anything starts --------------------------------------------------------

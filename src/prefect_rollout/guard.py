@@ -247,7 +247,9 @@ class Guard:
             if isinstance(error, PrefectHTTPStatusError) and error.response.status_code == httpx.codes.GONE:
                 raise LockLostError("this release has lost its lock, and nothing more is written") from error
             raise LockLostError(
-                f"the Prefect API does not confirm the lock: {_told_of(error)}", retryable=True
+                f"the Prefect API does not confirm the lock: {_told_of(error)}",
+                retryable=True,
+                prefect_api=True,
             ) from error
 
     async def _mind(self, run: FlowRun) -> None:
@@ -425,6 +427,7 @@ def answering() -> Iterator[None]:
         raise ConfigurationError(
             f"the Prefect API did not answer: {_told_of(error)}",
             advice="Check PREFECT_API_URL and that the Prefect server runs, then retry the run.",
+            prefect_api=True,
         ) from error
 
 
