@@ -8,7 +8,7 @@ STABLE = """
     QuotaExceeded ContainerNotReady PodPending UnknownState NoPods OldPodsLeft NotObserved NoStatus
     Unconfirmed ReplicasDiffer InvalidInput Configuration NotFound MetaData Template Unauthenticated
     AccessDenied Rejected Conflict Overloaded ServerFault Unreachable UnusableAnswer Cancelled Locked
-    WindowClosed Internal
+    Batch WindowClosed Internal
 """
 
 
