@@ -16,6 +16,7 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.responses import OrchestrationResult
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.filters import EventFilter, EventResourceFilter
 from prefect.exceptions import ObjectNotFound, Pause
 from prefect.flow_engine import run_flow_async
@@ -117,7 +118,7 @@ async def waiting_here(**parameters: Any) -> tuple[asyncio.Task[Any], UUID]:
     release = asyncio.create_task(deploy_latest_image(**{**ASKED, "reason": reason, **parameters}))
     async with asyncio.timeout(30), get_client() as client:
         while True:
-            for run in await client.read_flow_runs(limit=20):
+            for run in await client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=50):
                 ours = run.parameters.get("reason") == reason
                 if ours and await inputs(run.id, "paused-release-1-schema"):
                     return release, run.id

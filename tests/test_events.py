@@ -184,7 +184,10 @@ async def set_state(run_id: UUID, state: Any) -> None:
 async def test_a_cancelled_release_tells_what_is_live(cloud: Cloud) -> None:
     slow = {**FAST, "deployment": "never-ready", "poll_attempts": 1000}
     release = asyncio.create_task(deploy_latest_image(**slow))
-    run = await running(cloud, "never-ready", "status")
+    run = await running(cloud, "never-ready", "publish")
+    async with asyncio.timeout(30):
+        while cloud.requests[-1]["call"] != "status":  # noqa: ASYNC110 - the release's first poll
+            await asyncio.sleep(0.05)
     await set_state(run.id, Cancelling())
     with pytest.raises(ReleaseCancelledError):
         await asyncio.wait_for(release, 30)
