@@ -19,7 +19,6 @@ STEPS = (
 
 STEPS_OF = {
     "deploy": STEPS,
-    "deploy with approval": (*STEPS[:4], "plan release", "approval", "check plan", *STEPS[4:]),
     "rollback": (*STEPS[:2], "note what is online", "choose rollback", *STEPS[5:]),
     "restart": (*STEPS[:2], "note what is online", "restart deployment", *STEPS[6:]),
     "scale": (*STEPS[:2], "note what is online", "scale deployment", *STEPS[6:]),
@@ -27,6 +26,7 @@ STEPS_OF = {
 STEPS_OF |= {
     "dry run": (*STEPS[:4], "plan release", STEPS[-1]),
     "dry run of a rollback": (*STEPS_OF["rollback"][:4], "plan release", STEPS[-1]),
+    "deploy with approval": (*STEPS[:4], "plan release", "approval", "check plan", *STEPS[4:]),
     "deploy as planned": (*STEPS[:4], "check plan", *STEPS[4:]),
     "rollback as planned": (*STEPS_OF["rollback"][:4], "check plan", *STEPS[5:]),
 }
