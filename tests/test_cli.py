@@ -480,9 +480,7 @@ def test_a_batch_tells_each_release_and_what_failed_and_is_gone_on_with(
     lines = ended.stderr.splitlines()
     assert "wave 1: 2 releases" in lines
     assert "wave 2: 1 release" in lines
-    assert any(
-        re.match(r"3290/qapm-home released \(template \d+ → \d+\) in \d+ s", line) for line in lines
-    )
+    assert any(re.match(r"3290/qapm-home released \(template \d+ → \d+\) in \d+ s", line) for line in lines)
     assert any(line.startswith("3290/bad-image failed in ") and "ImagePullError" in line for line in lines)
     result = json.loads(ended.stdout)
     assert {row["name"]: row["stage"] for row in result["releases"]} == {

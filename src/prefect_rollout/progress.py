@@ -26,9 +26,9 @@ STEPS_OF = {
 STEPS_OF |= {
     "dry run": (*STEPS[:4], "plan release", STEPS[-1]),
     "dry run of a rollback": (*STEPS_OF["rollback"][:4], "plan release", STEPS[-1]),
-    "deploy with approval": (*STEPS[:4], "plan release", "approval", "check plan", *STEPS[4:]),
     "deploy as planned": (*STEPS[:4], "check plan", *STEPS[4:]),
     "rollback as planned": (*STEPS_OF["rollback"][:4], "check plan", *STEPS[5:]),
+    "deploy with approval": (*STEPS[:4], "plan release", "approval", "check plan", *STEPS[4:]),
 }
 """The steps of each action, of its dry run, and of what has to come out as its dry run said."""
 
