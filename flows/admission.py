@@ -46,7 +46,7 @@ async def admit(
         WindowClosedError: a window is closed for longer than that.
         ConfigurationError: the windows cannot be read, or no label can be left.
     """
-    if getattr(request, "dry_run", False):
+    if not request.writes:
         return False
     until = _now() + timedelta(seconds=wait_seconds)
     refusal: _Refusal | None = None

@@ -27,7 +27,7 @@ from prefect_rollout.errors import ConfigurationError, InputError, NotApprovedEr
 from prefect_rollout.guard import answering, pausing
 from prefect_rollout.models import ReleasePlan, ReleaseRequest, ReleaseResult
 from prefect_rollout.progress import Progress, tell
-from prefect_rollout.report import render_plan
+from prefect_rollout.report import app_words, render_plan
 from prefect_rollout.text import markdown, one_line
 
 STEP = "approval"
@@ -207,9 +207,8 @@ def question(request: ReleaseRequest, result: ReleaseResult, plan: ReleasePlan) 
         result: with the app as it is known by then.
         plan: what would change.
     """
-    app = f"{markdown(result.app)} ({markdown(result.app_id)})" if result.app else markdown(result.app_id)
     lines = [
-        f"**Release {markdown(result.deployment)}** of app {app}\n",
+        f"**Release {markdown(result.deployment)}** of app {app_words(result)}\n",
         f"- **Requested by:** {markdown(request.requested_by)}" if request.requested_by else "",
         f"- **Reason:** {markdown(request.reason, 1000)}" if request.reason else "",
     ]

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 from uuid import UUID
@@ -34,11 +34,11 @@ from prefect_rollout.errors import (
     ReleaseCancelledError,
     RolloutError,
     SkippedError,
-    UnforeseenError,
 )
+from prefect_rollout.flow_runs import PAGE
 from prefect_rollout.flows.approval import approve, refuse_where_nobody_answers
 from prefect_rollout.flows.children import Children, InProcess, Kept, OnWorkPool, children_of, name_of
-from prefect_rollout.flows.conduct import pause, run_link
+from prefect_rollout.flows.conduct import foreseen, pause, run_link
 from prefect_rollout.flows.punctual import skip_unless_due
 from prefect_rollout.guard import Guard, Standing, watching
 from prefect_rollout.models import (
@@ -147,7 +147,7 @@ async def _conduct(request: BatchRequest) -> BatchResult:
             batch = Batch(request, result, guard, client, run)
             async with Board(result, client).shown():
                 try:
-                    await _foreseen(batch.carry_out())
+                    await foreseen(batch.carry_out())
                 except RolloutError as error:
                     result.error = error.to_dict()
                     raise
@@ -179,16 +179,6 @@ async def _conduct(request: BatchRequest) -> BatchResult:
         message = f"Nothing was written. Plan {result.plan_hash}: {result.counted}."
         return _as(Completed(name="Planned", data=result, message=message))
     return result
-
-
-async def _foreseen(work: Coroutine[Any, Any, None]) -> None:
-    """`work`; whatever goes wrong in it that nobody foresaw is an error of ours."""
-    try:
-        await work
-    except RolloutError:
-        raise
-    except Exception as error:
-        raise UnforeseenError(f"{type(error).__name__}, which nobody foresaw") from error
 
 
 def _name_of_end(error: RolloutError, result: BatchResult, standing: Standing) -> str:
@@ -303,8 +293,7 @@ class Batch:
             await self._check_targets()
             if request.only_failed:
                 await self._leave_out_what_is_released()
-            asks = request.approval != "none" and not request.dry_run
-            if asks:
+            if request.approval != "none" and not request.dry_run:
                 refuse_where_nobody_answers()
             expected: dict[str, str] = {}
             if request.dry_run or request.expect_plan or request.approval == "before-release":
@@ -339,7 +328,7 @@ class Batch:
         for row in self._result.releases:
             if row.name in released:
                 row.stage, row.detail = Stage.RELEASED, "by an earlier batch of this plan"
-                row.flow_run_id, row.link = str(released[row.name]), run_link(released[row.name])
+                _point(row, released[row.name])
 
     # ---- plan first ----
 
@@ -457,7 +446,7 @@ class Batch:
             state = run.state
             if name in rows and state and (state.is_completed() or (answered and state.is_final())):
                 row = rows[name]
-                row.flow_run_id, row.link = str(run.id), run_link(run.id)
+                _point(row, run.id)
                 row.seconds = run.total_run_time.total_seconds()
                 await _note(row, state)
 
@@ -477,8 +466,7 @@ class Batch:
         for name, task in self._running.items():
             if not task.done():
                 task.cancel()
-                row = next(row for row in self._result.releases if row.name == name)
-                row.detail = "it was cancelled, and has not ended yet"
+                self._result.row(name).detail = "it was cancelled, and has not ended yet"
         for row in self._result.releases:
             if row.stage is Stage.WAITING:
                 row.stage, row.detail = Stage.SKIPPED, "the batch was cancelled"
@@ -498,7 +486,7 @@ class Batch:
         def begun(run: FlowRun) -> None:
             nonlocal began
             began = time.monotonic()
-            row.flow_run_id, row.link = str(run.id), run_link(run.id)
+            _point(row, run.id)
             row.stage = Stage.RUNNING
             show(self._result)
 
@@ -551,6 +539,11 @@ class Batch:
             except BaseException:
                 await self._stop(children)
                 raise
+
+
+def _point(row: Row, run_id: UUID) -> None:
+    """Has the row point to the child's flow run."""
+    row.flow_run_id, row.link = str(run_id), run_link(run_id)
 
 
 async def _note(row: Row, state: State[Any]) -> None:
@@ -617,7 +610,7 @@ async def released_before(client: PrefectClient, plan: Plan, but: UUID) -> dict[
         flow_filter=FlowFilter(name=FlowFilterName(any_=["deploy-batch"])),
         flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[plan_tag(plan)])),
         sort=FlowRunSort.START_TIME_DESC,
-        limit=200,
+        limit=PAGE,
     )
     earlier = [run for run in runs if run.id != but and not run.parameters.get("dry_run")]
     if not earlier:

@@ -9,7 +9,7 @@ from uuid import UUID
 import httpx
 from prefect import Task, get_run_logger
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterTags
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectException
@@ -18,12 +18,12 @@ from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed, Pendin
 
 from prefect_rollout import guard
 from prefect_rollout.errors import ConfigurationError
+from prefect_rollout.flow_runs import by_id, pages
 from prefect_rollout.flows.deploy import deploy_latest_image
 from prefect_rollout.settings import batches
 from prefect_rollout.text import one_line
 from prefect_rollout.turns import Turns, taking
 
-_PAGE = 200
 _LOOK_SECONDS = 2.0
 
 Begun = Callable[[FlowRun], None]
@@ -109,18 +109,13 @@ def name_of(child: FlowRun) -> str:
 
 async def children_of(client: PrefectClient, batch_id: UUID, kind: str) -> list[FlowRun]:
     """The children of a batch's run, the eldest first."""
-    found: list[FlowRun] = []
-    while True:
-        page = await client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[batch_tag(batch_id)])),
-            sort=FlowRunSort.ID_DESC,
-            limit=_PAGE,
-            offset=len(found),
-        )
-        found += page
-        if len(page) < _PAGE:
-            break
-    ours = [run for run in found if any(tag.startswith(f"{kind}:") for tag in run.tags)]
+    wanted = FlowRunFilter(tags=FlowRunFilterTags(all_=[batch_tag(batch_id)]))
+    ours = [
+        run
+        async for page in pages(client, wanted, FlowRunSort.ID_DESC)
+        for run in page
+        if any(tag.startswith(f"{kind}:") for tag in run.tags)
+    ]
     return sorted(ours, key=lambda run: (run.created is not None, run.created))
 
 
@@ -252,17 +247,12 @@ class OnWorkPool:
 
     async def _look_once(self) -> None:
         ids = list(self._waited_for)
-        for start in range(0, len(ids), _PAGE):
-            few = ids[start : start + _PAGE]
-            wanted = FlowRunFilter(id=FlowRunFilterId(any_=few))
-            runs = await self.kept.client.read_flow_runs(flow_run_filter=wanted)
-            ends = {run.id: run.state for run in runs if run.state is not None and run.state.is_final()}
-            for gone in set(few) - {run.id for run in runs}:
-                ends[gone] = Crashed(message="its flow run was deleted")
-            for run_id, state in ends.items():
-                waiting = self._waited_for.get(run_id)
-                if waiting and not waiting.done():
-                    waiting.set_result(state)
+        runs = await by_id(self.kept.client, ids)
+        for run_id in ids:
+            run, waiting = runs.get(run_id), self._waited_for.get(run_id)
+            state = run.state if run else Crashed(message="its flow run was deleted")
+            if waiting and not waiting.done() and state is not None and state.is_final():
+                waiting.set_result(state)
 
     async def cancel(self, why: str) -> None:
         """See `Children`."""

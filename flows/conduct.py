@@ -1,7 +1,7 @@
 """What the flows here have in common: the guard, the order of the clusters, the watching, the ending."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -47,6 +47,7 @@ from prefect_rollout.models import (
     ReleasePlan,
     ReleaseResult,
     Request,
+    Version,
     same_id,
 )
 from prefect_rollout.platforms.port import Platform
@@ -126,6 +127,7 @@ class Run:
             WindowClosedError: a release window is closed for longer than the request waits.
         """
         await self._read()
+        events.emit("started", self.result, self.platform.identity)
         waited = await self._admit(self.request.window_wait_seconds)
         if waited and not may_have_run_before():
             await self._read(anew=True)  # what was read hours ago may have changed
@@ -153,7 +155,6 @@ class Run:
             raise ClusterNotFoundError.named(
                 request.canary, list(scope.replicas), "among the clusters of this release"
             )
-        events.emit("started", result, self.platform.identity)
 
     async def lock(self) -> None:
         """Takes the locks of all clusters that the run is about.
@@ -174,6 +175,25 @@ class Run:
             wait_seconds=request.lock_wait_seconds,
         )
         await self._admit(0)  # the wait for the lock may have taken long
+
+    def moves_to(self, versions: Mapping[str, Version], before: Mapping[str, Before]) -> list[Move]:
+        """A move a cluster to its version, over what stands there; both are noted in the result."""
+        moves = []
+        for cluster in self.result.clusters:
+            version, now = versions[cluster.cluster], before[cluster.cluster]
+            cluster.template, cluster.template_before = version.id, now.template_id
+            cluster.images_before = now.version.images if now.version else None
+            moves.append(
+                Move(
+                    cluster=cluster.cluster,
+                    replicas=cluster.replicas,
+                    template_id=version.id,
+                    before=now,
+                    changed=now.differs_from(version),
+                    in_place=self.in_place,
+                )
+            )
+        return moves
 
     async def moves_in_place(self, *, restarted: bool = False) -> list[Move]:
         """A move a cluster that keeps the template that is online there.
@@ -558,15 +578,20 @@ async def _in_time(look: Awaitable[None]) -> None:
         get_run_logger().warning("The last look at what is live failed: %s", one_line(error))
 
 
+async def foreseen(work: Awaitable[None]) -> None:
+    """`work`; whatever goes wrong in it that nobody foresaw is an error of ours."""
+    try:
+        await work
+    except RolloutError:
+        raise
+    except Exception as error:
+        raise UnforeseenError(f"{type(error).__name__}, which nobody foresaw") from error
+
+
 async def _told(run: Run, work: Callable[[], Awaitable[None]]) -> None:
     """`work`, with a last look at what is live where it does not end well after a write."""
     try:
-        try:
-            await work()
-        except RolloutError:
-            raise
-        except Exception as error:
-            raise UnforeseenError(f"{type(error).__name__}, which nobody foresaw") from error
+        await foreseen(work())
     except RolloutError as error:
         run.failed(error)
         if run.wrote:

@@ -150,22 +150,7 @@ async def _deploy(run: Run, request: ReleaseRequest) -> None:
     )
     result.template_id = upgrade.template_id
     version = Version(id=upgrade.template_id, images=result.images, digest=template.digest)
-    moves = []
-    for cluster in result.clusters:
-        before = upgrade.before[cluster.cluster]
-        cluster.template = version.id
-        cluster.template_before = before.template_id
-        cluster.images_before = before.version.images if before.version else None
-        moves.append(
-            Move(
-                cluster=cluster.cluster,
-                replicas=cluster.replicas,
-                template_id=version.id,
-                before=before,
-                changed=before.differs_from(version),
-                in_place=run.in_place,
-            )
-        )
+    moves = run.moves_to({cluster.cluster: version for cluster in result.clusters}, upgrade.before)
     hold_moves(run, moves)
     try:
         await run.roll(moves, lambda move: publish(run, move))

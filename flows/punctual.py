@@ -19,6 +19,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 
 from prefect_rollout.errors import SkippedError
+from prefect_rollout.flow_runs import pages
 from prefect_rollout.guard import answering
 from prefect_rollout.models import Request
 from prefect_rollout.text import one_line
@@ -31,7 +32,6 @@ _COUNTS = [
     StateType.PAUSED,
     StateType.COMPLETED,
 ]
-_PAGE = 200
 
 
 async def skip_unless_due(late_minutes: float) -> None:
@@ -121,17 +121,12 @@ async def _later(client: PrefectClient, deployment_id: UUID, due: datetime, now:
         expected_start_time=FlowRunFilterExpectedStartTime(after_=due, before_=now),
         state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_COUNTS)),
     )
-    found: list[FlowRun] = []
-    while True:
-        page = await client.read_flow_runs(
-            flow_run_filter=wanted,
-            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
-            limit=_PAGE,
-            offset=len(found),
-        )
-        found += page
-        if len(page) < _PAGE:
-            return [run for run in found if run.expected_start_time and run.expected_start_time > due]
+    return [
+        run
+        async for page in pages(client, wanted, FlowRunSort.EXPECTED_START_TIME_DESC)
+        for run in page
+        if run.expected_start_time and run.expected_start_time > due
+    ]
 
 
 def _told(time: datetime | None) -> str:

@@ -2,7 +2,7 @@
 
 from prefect import flow
 
-from prefect_rollout.flows.conduct import Move, Run, conduct, first_name, rename
+from prefect_rollout.flows.conduct import Run, conduct, first_name, rename
 from prefect_rollout.flows.deploy import publish
 from prefect_rollout.flows.planning import hold, hold_moves, plan_only
 from prefect_rollout.models import (
@@ -96,20 +96,6 @@ async def _rollback(run: Run, request: RollbackRequest) -> None:
         await plan_only(run, request)
         return
     await hold(run, request, {cluster: (each.id, each.images) for cluster, each in versions.items()})
-    moves = []
-    for cluster in result.clusters:
-        now, version = before[cluster.cluster], versions[cluster.cluster]
-        cluster.template, cluster.template_before = version.id, now.template_id
-        cluster.images_before = now.version.images if now.version else None
-        moves.append(
-            Move(
-                cluster=cluster.cluster,
-                replicas=cluster.replicas,
-                template_id=version.id,
-                before=now,
-                changed=now.differs_from(version),
-                in_place=run.in_place,
-            )
-        )
+    moves = run.moves_to(versions, before)
     hold_moves(run, moves)
     await run.roll(moves, lambda move: publish(run, move))

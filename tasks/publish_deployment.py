@@ -3,7 +3,7 @@
 from prefect_rollout import guard
 from prefect_rollout.blocks import open_target
 from prefect_rollout.errors import ConflictError
-from prefect_rollout.models import Deployment, Id, same_id
+from prefect_rollout.models import Deployment, Id, same_id, same_or_none, template_name
 from prefect_rollout.platforms.port import Platform
 from prefect_rollout.tasks.before import pods_of
 from prefect_rollout.tasks.step import may_have_run_before, run_logger, say, step
@@ -65,21 +65,14 @@ async def _took_effect(
     """Whether an earlier try published; raises where somebody else has since."""
     online = {entry.cluster: entry.template_id for entry in await platform.online(deployment)}.get(cluster)
     again = may_have_run_before()
-    if online is not None and same_id(online, template_id) and (again or not _same(over, template_id)):
+    ours = online is not None and same_id(online, template_id)
+    if ours and (again or not same_or_none(over, template_id)):
         return True
-    if not _same(online, over):
+    if not same_or_none(online, over):
         raise ConflictError(
             f"another release was published to {one_line(cluster, 80)} since this one was prepared: "
-            f"{_name(online)} is online there, and {_name(over)} was",
+            f"{template_name(online)} is online there, and {template_name(over)} was",
             advice="Look at what is online there, and start a new release if it should change.",
             cluster=cluster,
         )
     return False
-
-
-def _same(one: Id | None, other: Id | None) -> bool:
-    return one is other is None or (one is not None and other is not None and same_id(one, other))
-
-
-def _name(template_id: Id | None) -> str:
-    return "nothing" if template_id is None else f"template {one_line(template_id, 40)}"

@@ -40,6 +40,36 @@ def prefect(server: str, *arguments: str) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
+def worker(server: str, home: Path, environment: dict[str, str], *options: str) -> subprocess.Popen[bytes]:
+    """A worker of the pool `rollout`; of the repository its machine has nothing but the installed package."""
+    return _process(
+        [BIN / "prefect", "worker", "start", "--pool", "rollout", *(options or ("--limit", "1"))],
+        home,
+        {**environment, "PREFECT_API_URL": server, "PREFECT_WORKER_QUERY_SECONDS": "1"},
+    )
+
+
+def served(
+    server: str, home: Path, environment: dict[str, str], name: str = "served"
+) -> subprocess.Popen[bytes]:
+    """A process that serves the release flow as a Prefect deployment of that name."""
+    serve = (
+        "from prefect import serve; from prefect_rollout.flows import deploy_latest_image; "
+        f"serve(deploy_latest_image.to_deployment({name!r}), query_seconds=1)"
+    )
+    return _process([sys.executable, "-c", serve], home, {**environment, "PREFECT_API_URL": server})
+
+
+def _process(command: list[Any], home: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        command,
+        env={**os.environ, **environment},
+        cwd=home,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
 class Cloud:
     """A simulated cloud over a real socket, and what it says of itself."""
 

@@ -1,10 +1,7 @@
 """Releases that a person approves: real Prefect server, simulated clouds over real sockets."""
 
 import asyncio
-import os
 import socket
-import subprocess
-import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,7 +33,7 @@ from prefect_rollout.flows.again import go_on
 from prefect_rollout.flows.approval import Decision, question, refuse_where_nobody_answers
 from prefect_rollout.models import Action, Difference, Outcome, ReleasePlan, ReleaseRequest, ReleaseResult
 from prefect_rollout.reaper import HEARTBEAT
-from support import Cloud, lives
+from support import Cloud, lives, served
 
 HOME: dict[str, Any] = {
     "app_id": 3290,
@@ -152,27 +149,10 @@ async def test_a_release_is_suspended_and_released_once_somebody_has_approved(cl
     assert "**Approved by:** lisi: looks `[fine](http://x)`\n" in report
 
 
-SERVE = """
-from prefect import serve
-from prefect_rollout.flows import deploy_latest_image
-serve(deploy_latest_image.to_deployment("served-approval"), query_seconds=1)
-"""
-
-
-def served(server: str, home: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SERVE],
-        env={**os.environ, **environment, "PREFECT_API_URL": server},
-        cwd=home,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
 async def test_a_suspended_release_holds_no_process_and_is_taken_up_again(
     cloud: Cloud, prefect_api: str, tmp_path: Path
 ) -> None:
-    server = served(prefect_api, tmp_path, cloud.environment)
+    server = served(prefect_api, tmp_path, cloud.environment, "served-approval")
     try:
         async with asyncio.timeout(120), get_client() as client:
             deployment = await _deployed(client, "deploy-latest-image/served-approval")

@@ -4,7 +4,6 @@ import asyncio
 import json
 import os
 import signal
-import subprocess
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -42,7 +41,7 @@ from prefect_rollout.flows import deploy_batch
 from prefect_rollout.flows.again import go_on
 from prefect_rollout.flows.children import children_of, name_of
 from prefect_rollout.models import Outcome
-from support import BIN, Cloud, Zygote, lives, prefect
+from support import Cloud, Zygote, lives, prefect, worker
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -365,25 +364,6 @@ async def test_a_child_deployment_that_does_not_exist_is_named(make_cloud: Any) 
 # ---- on a work pool ------------------------------------------------------------------------------
 
 
-def worker(server: str, home: Path, environment: dict[str, str], name: str) -> subprocess.Popen[bytes]:
-    """A worker that takes children alone, from their queue."""
-    return subprocess.Popen(
-        [
-            *(BIN / "prefect", "worker", "start", "--pool", "rollout", "--work-queue", "releases"),
-            *("--name", name, "--limit", "4"),
-        ],
-        env={
-            **os.environ,
-            **environment,
-            "PREFECT_API_URL": server,
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
-        },
-        cwd=home,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
 async def test_a_batch_on_a_work_pool_with_two_workers(
     make_cloud: Any, prefect_api: str, tmp_path: Path
 ) -> None:
@@ -395,7 +375,9 @@ async def test_a_batch_on_a_work_pool_with_two_workers(
     cloud = make_cloud(**shop(12, bad))
     prefect(prefect_api, "work-pool", "create", "rollout", "--type", "process", "--overwrite")
     prefect(prefect_api, "--no-prompt", "deploy", "--all")
-    workers = [worker(prefect_api, tmp_path, cloud.environment, f"w{number}") for number in (1, 2)]
+    # They take children alone, from their queue.
+    options = ("--work-queue", "releases", "--limit", "4", "--name")
+    workers = [worker(prefect_api, tmp_path, cloud.environment, *options, name) for name in ("w1", "w2")]
     try:
         plan = plan_of(12, 4, failure_budget="20%", max_parallel=8)
         result = await failing(plan, run_in="work-pool")

@@ -1,9 +1,6 @@
 """`prefect.yaml`, as an operator applies it: deploy, a process worker, a run from the API."""
 
 import asyncio
-import os
-import subprocess
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -21,7 +18,7 @@ from prefect.states import Cancelling
 
 from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.models import ReleaseResult
-from support import BIN, Cloud, prefect
+from support import Cloud, prefect, served, worker
 
 ROOT = Path(__file__).parent.parent
 
@@ -66,40 +63,6 @@ async def test_the_deployment_is_applied_and_a_worker_releases_with_it(
     assert isinstance(result, ReleaseResult)
     assert (result.outcome, result.template_id) == ("released", 1343170)
     assert len(cloud.record) == 2
-
-
-def worker(server: str, home: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    # Its machine has the credentials in its environment, and nothing of this repository but the
-    # installed package.
-    return subprocess.Popen(
-        [BIN / "prefect", "worker", "start", "--pool", "rollout", "--limit", "1"],
-        env={
-            **os.environ,
-            **environment,
-            "PREFECT_API_URL": server,
-            "PREFECT_WORKER_QUERY_SECONDS": "1",
-        },
-        cwd=home,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-
-
-SERVE = """
-from prefect import serve
-from prefect_rollout.flows import deploy_latest_image
-serve(deploy_latest_image.to_deployment("served"), query_seconds=1)
-"""
-
-
-def served(server: str, home: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-c", SERVE],
-        env={**os.environ, **environment, "PREFECT_API_URL": server},
-        cwd=home,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
 
 
 @pytest.mark.parametrize(("runner", "name"), [(worker, "deploy-latest-image"), (served, "served")])

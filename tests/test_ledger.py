@@ -29,7 +29,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.states import Cancelling, Crashed, Pending, Running
 
-from prefect_rollout import ledger
+from prefect_rollout import flow_runs, ledger
 from prefect_rollout.errors import InputError, ReleaseCancelledError, RolloutError
 from prefect_rollout.flows import again, deploy_latest_image, restart, rollback, scale
 from prefect_rollout.ledger import Change, Wanted, changes, select, since_of, table
@@ -353,7 +353,7 @@ async def test_the_history_tells_every_kind_of_release(
             )
         )
         assert [page.key for page in pages] == ["changes-8801-good"]
-        monkeypatch.setattr(ledger, "_PAGE", 2)
+        monkeypatch.setattr(flow_runs, "PAGE", 2)
         assert await ledger.read(client, Wanted(app_id="8801")) == found
         assert await ledger.read(client, Wanted(app_id="8801", limit=3)) == found[:3]
 

@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field
 from prefect_rollout.diagnosis import Diagnosis
 from prefect_rollout.difference import plan_lines
 from prefect_rollout.models import Outcome, ReleasePlan, ReleaseResult
-from prefect_rollout.plan import Plan, Release
+from prefect_rollout.plan import Plan
 from prefect_rollout.report import render_plan
 from prefect_rollout.text import link, markdown, one_line, table
 
@@ -127,9 +127,9 @@ class BatchResult(BaseModel):
             **more,
         )
 
-    def row(self, release: Release) -> Row:
-        """The row of a release."""
-        return next(row for row in self.releases if row.name == release.name)
+    def row(self, name: str) -> Row:
+        """The row of the release of that name."""
+        return next(row for row in self.releases if row.name == name)
 
     @property
     def counted(self) -> str:

@@ -22,7 +22,8 @@ from prefect_rollout.models import (
     Strategy,
     Template,
     Version,
-    same_id,
+    same_or_none,
+    template_name,
 )
 from prefect_rollout.text import one_line
 
@@ -193,22 +194,14 @@ def hold_online(plan: ReleasePlan, online: Mapping[str, Id | None]) -> None:
         PlanChangedError: something else was published since.
     """
     for each in plan.clusters:
-        if each.cluster in online and not _same_id(online[each.cluster], each.template_before):
+        if each.cluster in online and not same_or_none(online[each.cluster], each.template_before):
             raise PlanChangedError(
-                f"{_template(online[each.cluster])} is online in {one_line(each.cluster, 80)}, and "
-                f"{_template(each.template_before)} was when the plan {plan.plan_hash} was checked",
+                f"{template_name(online[each.cluster])} is online in {one_line(each.cluster, 80)}, and "
+                f"{template_name(each.template_before)} was when the plan {plan.plan_hash} was checked",
                 advice="Make a dry run again, and look at what it shows; nothing was published.",
                 plan_hash=plan.plan_hash,
                 cluster=each.cluster,
             )
-
-
-def _same_id(one: Id | None, other: Id | None) -> bool:
-    return one is other is None or (one is not None and other is not None and same_id(one, other))
-
-
-def _template(template_id: Id | None) -> str:
-    return "nothing" if template_id is None else f"template {one_line(template_id, 40)}"
 
 
 # ---- in words -----------------------------------------------------------------------------------

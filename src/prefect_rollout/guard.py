@@ -24,7 +24,6 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
 from prefect.client.schemas.filters import (
     FlowRunFilter,
-    FlowRunFilterId,
     FlowRunFilterState,
     FlowRunFilterStateType,
     FlowRunFilterTags,
@@ -43,6 +42,7 @@ from prefect.types.names import BANNED_CHARACTERS
 
 from prefect_rollout import reaper
 from prefect_rollout.errors import ConfigurationError, LockedError, LockLostError
+from prefect_rollout.flow_runs import PAGE, by_id
 from prefect_rollout.progress import Progress, tell
 from prefect_rollout.text import one_line
 from prefect_rollout.turns import resting
@@ -53,8 +53,6 @@ LEASE_SECONDS = 60.0
 _TICK_SECONDS = 3.0  # a cancel has to be noticed well within 10 s
 _RENEW_SECONDS = 15.0
 _ASK_AGAIN_SECONDS = 2.0
-
-_PAGE = 200  # no list of Prefect's API is longer
 
 # How long a write that is on its way is heard out after a cancel.
 _ANSWER_SECONDS = 5.0
@@ -385,7 +383,7 @@ class Guard:
                 ),
             ),
             sort=FlowRunSort.START_TIME_DESC,
-            limit=200,
+            limit=PAGE,
         )
         return [
             run
@@ -507,10 +505,7 @@ class _Keeper:
                 await self._beat(client)
                 runs: dict[UUID, FlowRun] = {}
                 try:
-                    for start in range(0, len(guards), _PAGE):
-                        few = [guard.run_id for guard in guards[start : start + _PAGE]]
-                        wanted = FlowRunFilter(id=FlowRunFilterId(any_=few))
-                        runs |= {run.id: run for run in await client.read_flow_runs(flow_run_filter=wanted)}
+                    runs = await by_id(client, [guard.run_id for guard in guards])
                 except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
                     for guard in guards:
                         guard.worry(error)

@@ -6,7 +6,7 @@ Each try of a release leaves a table artifact with a row for each of its cluster
 
 import json
 import re
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -27,6 +27,7 @@ from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from pydantic import AwareDatetime, BaseModel, ValidationError
 
+from prefect_rollout import flow_runs
 from prefect_rollout.errors import InputError
 from prefect_rollout.models import Action, ClusterResult, Outcome, ReleaseResult, same_id
 from prefect_rollout.reaper import FLOWS
@@ -40,8 +41,6 @@ ENTRANCE = "entrance:"
 
 UNKNOWN = "?"
 """The cluster of a run that left no record of where it had come."""
-
-_PAGE = 200  # what Prefect's API gives at most
 
 
 class Change(BaseModel):
@@ -120,7 +119,7 @@ def changes(result: ReleaseResult, when: datetime) -> list[Change]:
             who=one_line(result.requested_by, 200) or "unknown",
             why=one_line(result.reason, 1000),
             entrance=result.entrance,
-            approved_by=one_line(getattr(result, "approved_by", ""), 200),
+            approved_by=one_line(result.approved_by, 200),
             break_glass=one_line(result.break_glass, 1000),
             tries=result.tries,
             run_id=result.release_id,
@@ -251,7 +250,7 @@ async def read(client: PrefectClient, wanted: Wanted) -> list[Change]:
     )
     ended = FlowRunFilter(end_time=FlowRunFilterEndTime(after_=wanted.since, is_null_=False))
     for runs in (running, ended):
-        async for page in _pages(client, runs):
+        async for page in flow_runs.pages(client, runs, FlowRunSort.END_TIME_DESC, named):
             found |= await _changes_of(client, page, flows)
             chosen = select((change for each in found.values() for change in each), wanted)
             last = page[-1].end_time
@@ -259,19 +258,6 @@ async def read(client: PrefectClient, wanted: Wanted) -> list[Change]:
             if last is not None and len(chosen) == wanted.limit and last < chosen[-1].when:
                 break
     return select((change for each in found.values() for change in each), wanted)
-
-
-async def _pages(client: PrefectClient, runs: FlowRunFilter) -> AsyncIterator[list[FlowRun]]:
-    offset = 0
-    while page := await client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=list(FLOWS))),
-        flow_run_filter=runs,
-        sort=FlowRunSort.END_TIME_DESC,
-        limit=_PAGE,
-        offset=offset,
-    ):
-        yield page
-        offset += _PAGE
 
 
 async def _changes_of(
@@ -289,15 +275,15 @@ async def _changes_of(
                 key=ArtifactFilterKey(like_=f"{KEY}-%"),
                 type=ArtifactFilterType(any_=["table"]),
             ),
-            limit=_PAGE,
+            limit=flow_runs.PAGE,
             offset=offset,
         )
         for artifact in artifacts:
             if artifact.flow_run_id in ours:
                 found[str(artifact.flow_run_id)] += _recorded(ours[artifact.flow_run_id], artifact.data)
-        if len(artifacts) < _PAGE:
+        if len(artifacts) < flow_runs.PAGE:
             break
-        offset += _PAGE
+        offset += flow_runs.PAGE
     for run in ours.values():
         found[str(run.id)] += _unrecorded(run, flows.get(run.flow_id, ""), found[str(run.id)])
     return found

@@ -60,6 +60,16 @@ def same_id(one: object, other: object) -> bool:
     return str(one) == str(other)
 
 
+def same_or_none(one: Id | None, other: Id | None) -> bool:
+    """Whether two ids are the same, or neither is there."""
+    return one is other is None or (one is not None and other is not None and same_id(one, other))
+
+
+def template_name(template_id: Id | None) -> str:
+    """Such as `template 1343170`, or `nothing`; safe for a log."""
+    return "nothing" if template_id is None else f"template {one_line(template_id, 40)}"
+
+
 def newest_first(identifier: Id) -> tuple[int, int, str]:
     """A key that sorts ids, newest last: numbers by value, other text after them by its letters."""
     text = str(identifier)

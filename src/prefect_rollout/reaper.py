@@ -25,6 +25,7 @@ from prefect.events.schemas.automations import AutomationCore, EventTrigger, Pos
 from prefect.events.schemas.events import Event, Resource, ResourceSpecification
 from prefect.states import Crashed
 
+from prefect_rollout.flow_runs import PAGE
 from prefect_rollout.models import Action
 from prefect_rollout.settings import liveness
 
@@ -155,7 +156,7 @@ async def sweep(client: PrefectClient, gone: Callable[[FlowRun], bool] = lambda 
         flow_run_filter=FlowRunFilter(
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
         ),
-        limit=200,
+        limit=PAGE,
     )
     killed = []
     for run in running:

@@ -32,9 +32,8 @@ _TITLE = {
 
 def render(result: ReleaseResult) -> str:
     """The report of one release: outcome, what changed in each cluster, images, pods, time a step."""
-    app = f"{markdown(result.app)} ({markdown(result.app_id)})" if result.app else markdown(result.app_id)
     facts = [
-        ("App", app),
+        ("App", app_words(result)),
         ("Deployment", markdown(result.deployment)),
         ("Template", _template(result)),
         ("Held to plan", f"`{result.plan.plan_hash}`" if result.plan and not result.dry_run else ""),
@@ -86,6 +85,12 @@ def render(result: ReleaseResult) -> str:
     if links:
         parts.append(" · ".join(links))
     return "\n\n".join(parts) + "\n"
+
+
+def app_words(result: ReleaseResult) -> str:
+    """Such as `qapm (3290)`, as markdown."""
+    app_id = markdown(result.app_id)
+    return f"{markdown(result.app)} ({app_id})" if result.app else app_id
 
 
 def render_plan(plan: ReleasePlan) -> str:
