@@ -24,7 +24,6 @@ from prefect_rollout.errors import (
     ClusterNotFoundError,
     ConfigurationError,
     NotApprovedError,
-    NoTemplateError,
     PlatformError,
     ReleaseCancelledError,
     ReleaseError,
@@ -60,7 +59,7 @@ from prefect_rollout.tasks import (
     report_release,
     wait_for_pods,
 )
-from prefect_rollout.tasks.before import Before, still_online
+from prefect_rollout.tasks.before import Before, online_everywhere, still_online
 from prefect_rollout.tasks.step import may_have_run_before
 from prefect_rollout.text import one_line
 from prefect_rollout.turns import resting
@@ -203,22 +202,17 @@ class Run:
         """
         names = [cluster.cluster for cluster in self.result.clusters]
         before = await note_online(self.deployment, names, target=self.request.target)
+        online = online_everywhere(
+            self.deployment, {name: found.template_id for name, found in before.items()}
+        )
         moves = []
         for cluster in self.result.clusters:
-            online = before[cluster.cluster].template_id
-            if online is None:
-                raise NoTemplateError(
-                    f"nothing of {one_line(self.deployment.name, 120)} is online in "
-                    f"{one_line(cluster.cluster, 80)}",
-                    advice="Release it there first.",
-                    cluster=cluster.cluster,
-                )
-            cluster.template = cluster.template_before = online
+            cluster.template = cluster.template_before = online[cluster.cluster]
             moves.append(
                 Move(
                     cluster=cluster.cluster,
                     replicas=cluster.replicas,
-                    template_id=online,
+                    template_id=online[cluster.cluster],
                     before=before[cluster.cluster],
                     changed=restarted,
                     in_place=self.in_place,

@@ -10,10 +10,11 @@ from prefect_rollout.models import (
     ClusterResult,
     Id,
     Outcome,
-    PlannedRequest,
     ReleasePlan,
     ReleaseRequest,
+    Request,
     RollbackRequest,
+    ScaleRequest,
 )
 from prefect_rollout.tasks import check_plan, plan_release
 from prefect_rollout.tasks.before import Before
@@ -37,7 +38,7 @@ async def plan_to_approve(run: Run) -> ReleasePlan:
     return await kept(_asked(run), target=run.request.target)
 
 
-async def plan_only(run: Run, request: PlannedRequest) -> None:
+async def plan_only(run: Run, request: Request) -> None:
     """Ends a dry run: the plan is the result.
 
     Raises:
@@ -60,7 +61,7 @@ async def plan_only(run: Run, request: PlannedRequest) -> None:
     result.outcome = Outcome.PLANNED
 
 
-async def hold(run: Run, request: PlannedRequest, choice: Mapping[str, tuple[Id, Mapping[str, str]]]) -> None:
+async def hold(run: Run, request: Request, choice: Mapping[str, tuple[Id, Mapping[str, str]]]) -> None:
     """Returns where a run may write: its plan is the one that is expected, or none is.
 
     Args:
@@ -77,6 +78,21 @@ async def hold(run: Run, request: PlannedRequest, choice: Mapping[str, tuple[Id,
     run.result.plan = found
     replicas = {cluster.cluster: cluster.replicas for cluster in run.result.clusters}
     hold_choice(found, {cluster: (*chosen, replicas[cluster]) for cluster, chosen in choice.items()})
+
+
+async def hold_in_place(run: Run, request: Request, moves: Sequence[Move]) -> None:
+    """`hold` and `hold_moves` of a run whose clusters keep the templates that are online.
+
+    Raises:
+        PlanChangedError: nothing may be written.
+    """
+    kept = {move.cluster: (move.template_id, _images(move)) for move in moves}
+    await hold(run, request, kept)
+    hold_moves(run, moves)
+
+
+def _images(move: Move) -> Mapping[str, str]:
+    return move.before.version.images if move.before.version else {}
 
 
 def hold_moves(run: Run, moves: Sequence[Move]) -> None:
@@ -97,6 +113,7 @@ def _asked(run: Run) -> Asked:
         images, template_id = request.images, request.template_id
     elif isinstance(request, RollbackRequest):
         template_id = request.to_template
+    replicas = request.replicas if isinstance(request, ScaleRequest) else None
     return Asked(
         action=run.result.action,
         app_id=run.app_id,
@@ -104,5 +121,6 @@ def _asked(run: Run) -> Asked:
         clusters=request.clusters,
         template_id=template_id,
         images=images,
+        replicas=replicas,
         release_id=run.result.release_id,
     )

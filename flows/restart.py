@@ -3,11 +3,13 @@
 from prefect import flow
 
 from prefect_rollout.flows.conduct import Move, Run, conduct, first_name
+from prefect_rollout.flows.planning import hold_in_place, plan_only
 from prefect_rollout.models import (
     Action,
     LateMinutes,
     Order,
     Person,
+    PlanHash,
     PollAttempts,
     PollSeconds,
     Reason,
@@ -33,6 +35,8 @@ async def restart(
     poll_attempts: PollAttempts = 20,
     grace_seconds: Seconds = 30,
     lock_wait_seconds: Seconds = 600,
+    dry_run: bool = False,
+    expect_plan: PlanHash = "",
     requested_by: Person = "",
     window_wait_seconds: WindowWait = 0,
     break_glass: Reason = "",
@@ -53,6 +57,8 @@ async def restart(
         poll_attempts: Looks at the pods before the restart counts as timed out.
         grace_seconds: Seconds that a new pod may be in trouble before the restart has failed.
         lock_wait_seconds: Seconds to wait for another release of the deployment; 0 refuses at once.
+        dry_run: Read everything and write nothing: report what would change, and the plan's hash.
+        expect_plan: Hash of a dry run; the restart is refused where something has changed since.
         requested_by: Who asks for it; kept in the report and in the history.
         window_wait_seconds: Seconds to wait where a release window is closed; 0 refuses at once.
         break_glass: Why it passes a closed release window all the same; kept in the history.
@@ -67,8 +73,12 @@ async def restart(
 
 async def _restart(run: Run, request: Request) -> None:
     await run.begin()
+    if not request.writes:
+        await plan_only(run, request)
+        return
     await run.lock()
     moves = await run.moves_in_place(restarted=True)
+    await hold_in_place(run, request, moves)
 
     async def write(move: Move) -> None:
         await restart_deployment(

@@ -6,11 +6,13 @@ from prefect import flow
 from pydantic import Field
 
 from prefect_rollout.flows.conduct import Move, Run, conduct, first_name
+from prefect_rollout.flows.planning import hold_in_place, plan_only
 from prefect_rollout.models import (
     Action,
     LateMinutes,
     Order,
     Person,
+    PlanHash,
     PollAttempts,
     PollSeconds,
     Reason,
@@ -37,6 +39,8 @@ async def scale(
     poll_attempts: PollAttempts = 20,
     grace_seconds: Seconds = 30,
     lock_wait_seconds: Seconds = 600,
+    dry_run: bool = False,
+    expect_plan: PlanHash = "",
     requested_by: Person = "",
     window_wait_seconds: WindowWait = 0,
     break_glass: Reason = "",
@@ -60,6 +64,8 @@ async def scale(
         poll_attempts: Looks at the pods before the scaling counts as timed out.
         grace_seconds: Seconds that a new pod may be in trouble before the scaling has failed.
         lock_wait_seconds: Seconds to wait for another release of the deployment; 0 refuses at once.
+        dry_run: Read everything and write nothing: report what would change, and the plan's hash.
+        expect_plan: Hash of a dry run; the scaling is refused where something has changed since.
         requested_by: Who asks for it; kept in the report and in the history.
         window_wait_seconds: Seconds to wait where a release window is closed; 0 refuses at once.
         break_glass: Why it passes a closed release window all the same; kept in the history.
@@ -74,10 +80,14 @@ async def scale(
 
 async def _scale(run: Run, request: ScaleRequest) -> None:
     await run.begin()
-    await run.lock()
     for cluster in run.result.clusters:
         cluster.replicas = request.replicas
+    if not request.writes:
+        await plan_only(run, request)
+        return
+    await run.lock()
     moves = await run.moves_in_place()
+    await hold_in_place(run, request, moves)
 
     async def write(move: Move) -> None:
         await scale_deployment(

@@ -1,11 +1,11 @@
 """What stood in each cluster before a write: noted, so that the verdict and a rollback know it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
 
 from prefect_rollout.blocks import open_target
-from prefect_rollout.errors import ConflictError, NotFoundError, TemplateError
+from prefect_rollout.errors import ConflictError, NoTemplateError, NotFoundError, TemplateError
 from prefect_rollout.models import ClusterStatus, Deployment, Id, Version, same_id
 from prefect_rollout.platforms.port import Platform
 from prefect_rollout.tasks.step import run_logger, say, step
@@ -117,6 +117,24 @@ async def still_online(platform: Platform, deployment: Deployment, expected: Seq
                 advice="Start a new release if it should go out again.",
                 cluster=each.cluster,
             )
+
+
+def online_everywhere(deployment: Deployment, online: Mapping[str, Id | None]) -> dict[str, Id]:
+    """`online`, once it is known that it names a template for each cluster.
+
+    Raises:
+        NoTemplateError: nothing is online in one of them.
+    """
+    found: dict[str, Id] = {}
+    for cluster, template_id in online.items():
+        if template_id is None:
+            raise NoTemplateError(
+                f"nothing of {one_line(deployment.name, 120)} is online in {one_line(cluster, 80)}",
+                advice="Release it there first.",
+                cluster=cluster,
+            )
+        found[cluster] = template_id
+    return found
 
 
 async def _version(platform: Platform, deployment: Deployment, template_id: Id) -> Version | None:

@@ -10,6 +10,7 @@ from prefect_rollout.difference import Found, hold_to, release_plan, summary
 from prefect_rollout.errors import NotFoundError, TemplateError
 from prefect_rollout.models import Action, Deployment, Id, ReleasePlan, Template, Version
 from prefect_rollout.platforms.port import Platform
+from prefect_rollout.tasks.before import online_everywhere
 from prefect_rollout.tasks.build_image_list import choose_images
 from prefect_rollout.tasks.choose_rollback import find_previous
 from prefect_rollout.tasks.get_template import find_template
@@ -21,12 +22,13 @@ class Asked(BaseModel):
     """What is to be planned.
 
     Attributes:
-        action: a deploy or a rollback.
+        action: what is to be done.
         app_id: the app's id.
         deployment: the deployment's name.
         clusters: only these; all of them if none are named.
         template_id: what to release from, or to go back to; empty for the newest, or the previous ones.
         images: the images that a deploy puts in place of the template's.
+        replicas: pods wanted in each cluster; `None` for as many as the metaData says.
         release_id: names the run; a template that it created itself is no base for it.
     """
 
@@ -36,6 +38,7 @@ class Asked(BaseModel):
     clusters: Sequence[str] | None = None
     template_id: Id | None = None
     images: Mapping[str, str] | None = None
+    replicas: int | None = None
     release_id: str | None = None
 
 
@@ -86,17 +89,19 @@ async def _plan(platform: Platform, asked: Asked) -> ReleasePlan:
     scope = scope_of(deployment, asked.clusters)
     listed = {each.cluster: each.template_id for each in await platform.online(deployment)}
     online = {cluster: listed.get(cluster) for cluster in scope.replicas}
+    base: Id | None = None
     after: dict[str, Template]
-    images: dict[str, dict[str, str]]
-    if asked.action is Action.ROLLBACK:
-        base = None
-        after = await find_previous(platform, deployment, online, asked.template_id)
-        images = {cluster: template.version.images for cluster, template in after.items()}
-    else:
+    if asked.action is Action.DEPLOY:
         template = await find_template(platform, deployment, asked.template_id, asked.release_id)
         base, version = template.id, template.version
         after = dict.fromkeys(online, template)
         images = dict.fromkeys(online, choose_images(version, asked.images))
+    else:
+        if asked.action is Action.ROLLBACK:
+            after = await find_previous(platform, deployment, online, asked.template_id)
+        else:
+            after = await _kept(platform, deployment, online)
+        images = {cluster: template.version.images for cluster, template in after.items()}
     before = await _texts(platform, deployment, online, {str(each.id): each for each in after.values()})
     status = await platform.status(deployment, list(online))
     found = []
@@ -110,7 +115,7 @@ async def _plan(platform: Platform, asked: Asked) -> ReleasePlan:
                 after=after[cluster],
                 images=images[cluster],
                 pods=None if now is None or now.pods is None else len(now.pods),
-                replicas=scope.replicas[cluster],
+                replicas=scope.replicas[cluster] if asked.replicas is None else asked.replicas,
             )
         )
     return release_plan(
@@ -124,6 +129,16 @@ async def _plan(platform: Platform, asked: Asked) -> ReleasePlan:
         strategy=scope.strategy,
         in_place=scope.in_place,
     )
+
+
+async def _kept(
+    platform: Platform, deployment: Deployment, online: Mapping[str, Id | None]
+) -> dict[str, Template]:
+    """The templates that are online and stay so."""
+    found: dict[str, Template] = {}
+    for template_id in {str(each): each for each in online_everywhere(deployment, online).values()}.values():
+        found[str(template_id)] = await platform.template(deployment, template_id)
+    return {cluster: found[str(template_id)] for cluster, template_id in online.items()}
 
 
 async def _texts(

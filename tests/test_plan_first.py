@@ -33,13 +33,14 @@ from prefect_rollout.errors import (
     ClusterNotFoundError,
     ContainerNotFoundError,
     InputError,
+    NoTemplateError,
     PlanChangedError,
     RejectedError,
     ReleaseTimedOutError,
     RolloutError,
     TemplateNotFoundError,
 )
-from prefect_rollout.flows import deploy_latest_image, rollback
+from prefect_rollout.flows import deploy_latest_image, restart, rollback, scale
 from prefect_rollout.models import Action, Outcome, ReleasePlan, ReleaseRequest, ReleaseResult, Template
 from prefect_rollout.progress import STEPS_OF
 from prefect_rollout.report import render, render_plan
@@ -480,6 +481,55 @@ async def test_a_rollback_is_planned_cluster_by_cluster(shop: Cloud) -> None:
     back = await rollback(**WEB, expect_plan=result.plan.plan_hash)
     assert shop.writes[len(written) :] == ["publish 12 to c1", "publish 10 to c2"]
     assert back.outcome is Outcome.RELEASED
+
+
+async def test_a_restart_is_planned_and_held_to_its_plan(shop: Cloud) -> None:
+    result = await restart(**WEB, dry_run=True)
+    assert shop.writes == []
+    plan = result.plan
+    assert plan is not None
+    assert (result.outcome, plan.nothing) == (Outcome.PLANNED, False)
+    assert [(each.template_before, each.template, each.changes) for each in plan.clusters] == [
+        (10, 10, []),
+        (10, 10, []),
+    ]
+    assert plan_lines(plan)[-2:] == [
+        "Every pod would be replaced by a new one of the same template.",
+        f"Plan hash: {plan.plan_hash}",
+    ]
+    assert "📋 Plan: web, not yet restarted" in render(result)
+    # Another template is online by then: what would be restarted is not what was looked at.
+    publish(shop)
+    with pytest.raises(PlanChangedError):
+        await restart(**WEB, expect_plan=plan.plan_hash)
+    planned = (await restart(**WEB, dry_run=True)).plan
+    assert planned is not None
+    done = await restart(**WEB, expect_plan=planned.plan_hash)
+    assert [write.split()[0] for write in shop.writes] == ["publish", "restart", "restart"]
+    assert list(done.seconds) == list(STEPS_OF["restart as planned"][:-1])
+
+
+async def test_a_scaling_is_planned_and_held_to_its_plan(shop: Cloud) -> None:
+    result = await scale(**WEB, replicas=3, dry_run=True)
+    assert shop.writes == []
+    plan = result.plan
+    assert plan is not None
+    assert [(each.pods, each.replicas) for each in plan.clusters] == [(1, 3), (2, 3)]
+    assert plan_lines(plan)[1] == "  c1: template 10 stays; pods 1 → 3"
+    with pytest.raises(PlanChangedError):
+        await scale(**WEB, replicas=4, expect_plan=plan.plan_hash)
+    assert shop.writes == []
+    done = await scale(**WEB, replicas=3, expect_plan=plan.plan_hash)
+    assert [write.split()[0] for write in shop.writes] == ["scale", "scale"]
+    assert [cluster.ready for cluster in done.clusters] == [3, 3]
+
+
+async def test_nothing_is_restarted_where_nothing_is_online(shop: Cloud) -> None:
+    empty = scenario()
+    empty["apps"][0]["deployments"][0]["online"] = {"c1": 10}
+    shop.control("PUT", "scenario", json=empty)
+    with pytest.raises(NoTemplateError, match="nothing of web is online in c2"):
+        await restart(**WEB, dry_run=True)
 
 
 # ---- held to a plan -----------------------------------------------------------------------------

@@ -257,6 +257,8 @@ class Common:
     requested_by: RequestedBy = None
     window_wait_seconds: WindowWait = 0
     break_glass: BreakGlass = ""
+    dry_run: DryRun = False
+    expect_plan: ExpectPlan = ""
 
     def values(self) -> dict[str, Any]:
         """The flow's parameters."""
@@ -288,8 +290,6 @@ def deploy(
         Parameter(help="Wait until a person has approved in the Prefect UI what would change."),
     ] = "none",
     approval_seconds: ApprovalSeconds = 86_400,
-    dry_run: DryRun = False,
-    expect_plan: ExpectPlan = "",
     as_json: AsJson = False,
 ) -> int:
     """Release a deployment in this process, against the Prefect API that is configured or an embedded one."""
@@ -302,8 +302,6 @@ def deploy(
             on_failure=on_failure,
             approval=approval,
             approval_seconds=approval_seconds,
-            dry_run=dry_run,
-            expect_plan=expect_plan,
         ),
         as_json,
     )
@@ -366,16 +364,12 @@ def rollback(
     to_template: Annotated[
         str | None, Parameter(help="Template to go back to; each cluster's previous one if not given.")
     ] = None,
-    dry_run: DryRun = False,
-    expect_plan: ExpectPlan = "",
     as_json: AsJson = False,
 ) -> int:
     """Put a deployment back to what was online in each cluster before what is now."""
     return _run(
         "rollback",
-        lambda: RollbackRequest.of(
-            **common.values(), to_template=to_template, dry_run=dry_run, expect_plan=expect_plan
-        ),
+        lambda: RollbackRequest.of(**common.values(), to_template=to_template),
         as_json,
     )
 

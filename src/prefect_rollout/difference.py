@@ -70,13 +70,13 @@ def release_plan(
     The hash covers whatever decides what comes out, and nothing that changes by itself such as pods.
 
     Args:
-        action: a deploy or a rollback.
+        action: what is to be done.
         clusters: what was found, cluster by cluster.
         platform: `Platform.identity`.
         app_id: the app's id.
         deployment_id: the deployment's id.
         deployment: its name.
-        base: the template that a new one is made from; `None` in a rollback.
+        base: the template that a new one is made from; `None` where none is made.
         strategy: how old pods give way, by the metaData.
         in_place: whether pods keep their names.
 
@@ -210,9 +210,14 @@ def hold_online(plan: ReleasePlan, online: Mapping[str, Id | None]) -> None:
 NOTHING = "Nothing would change: every cluster has these images and settings, with the replicas wanted."
 
 
+RESTARTED = "Every pod would be replaced by a new one of the same template."
+
+
 def template_words(plan: ReleasePlan, each: Difference) -> str:
     """Such as `1343102 → new, from 1343169`."""
     before = "nothing online" if each.template_before is None else str(each.template_before)
+    if each.template is not None and same_or_none(each.template, each.template_before):
+        return f"{before} stays"
     return f"{before} → {f'new, from {plan.base_template_id}' if each.template is None else each.template}"
 
 
@@ -296,6 +301,8 @@ def plan_lines(plan: ReleasePlan) -> list[str]:
             lines.append(f"    {others}")
     if plan.nothing:
         lines.append(NOTHING)
+    if plan.action is Action.RESTART:
+        lines.append(RESTARTED)
     return [*lines, f"Plan hash: {plan.plan_hash}"]
 
 
@@ -318,6 +325,8 @@ def _in_short(plan: ReleasePlan, each: Difference) -> str:
         f"pods {pods_words(each)}",
         f"{count} {'change' if count == 1 else 'changes'} of the pod template" if count else "",
     ]
+    if plan.action is Action.RESTART:
+        parts.append("every pod is replaced")
     return f"{one_line(each.cluster, 60)}: {', '.join(part for part in parts if part)}"
 
 

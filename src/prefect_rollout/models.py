@@ -490,7 +490,12 @@ class Checked(BaseModel):
 
 
 class Request(Checked):
-    """What every flow is asked for. `Request.of` checks it before anything is asked or written."""
+    """What every flow is asked for. `Request.of` checks it before anything is asked or written.
+
+    Attributes:
+        dry_run: everything is read and nothing written.
+        expect_plan: hash of a plan that has to hold still; empty for none.
+    """
 
     app_id: Id
     deployment: Name
@@ -508,26 +513,6 @@ class Request(Checked):
     window_wait_seconds: WindowWait = 0
     break_glass: Reason = ""
     late_minutes: LateMinutes = 60
-
-    @property
-    def writes(self) -> bool:
-        """Whether the run may write anything."""
-        return True
-
-    @field_validator("clusters")
-    @classmethod
-    def _none_named_is_all(cls, value: list[str] | None) -> list[str] | None:
-        return value or None
-
-
-class PlannedRequest(Request):
-    """What can be planned before it is done.
-
-    Attributes:
-        dry_run: everything is read and nothing written.
-        expect_plan: hash of a plan that has to hold still; empty for none.
-    """
-
     dry_run: bool = False
     expect_plan: PlanHash = ""
 
@@ -536,8 +521,13 @@ class PlannedRequest(Request):
         """Whether the run may write anything."""
         return not self.dry_run
 
+    @field_validator("clusters")
+    @classmethod
+    def _none_named_is_all(cls, value: list[str] | None) -> list[str] | None:
+        return value or None
 
-class ReleaseRequest(PlannedRequest):
+
+class ReleaseRequest(Request):
     """What one release asks for."""
 
     template_id: Id | None = None
@@ -547,7 +537,7 @@ class ReleaseRequest(PlannedRequest):
     approval_seconds: ApprovalSeconds = 86_400
 
 
-class RollbackRequest(PlannedRequest):
+class RollbackRequest(Request):
     """What a rollback asks for."""
 
     to_template: Id | None = None
@@ -712,7 +702,7 @@ class ReleasePlan(BaseModel):
     @property
     def nothing(self) -> bool:
         """Whether the pods of all clusters would stay as they are, as far as that is known."""
-        return all(cluster.nothing for cluster in self.clusters)
+        return self.action is not Action.RESTART and all(cluster.nothing for cluster in self.clusters)
 
 
 class ReleaseResult(BaseModel):

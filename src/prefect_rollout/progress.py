@@ -26,8 +26,11 @@ STEPS_OF = {
 STEPS_OF |= {
     "dry run": (*STEPS[:4], "plan release", STEPS[-1]),
     "dry run of a rollback": (*STEPS_OF["rollback"][:4], "plan release", STEPS[-1]),
+    "dry run of a restart": (*STEPS[:2], "plan release", STEPS[-1]),
     "deploy as planned": (*STEPS[:4], "check plan", *STEPS[4:]),
     "rollback as planned": (*STEPS_OF["rollback"][:4], "check plan", *STEPS[5:]),
+    "restart as planned": (*STEPS_OF["restart"][:3], "check plan", *STEPS_OF["restart"][3:]),
+    "scale as planned": (*STEPS_OF["scale"][:3], "check plan", *STEPS_OF["scale"][3:]),
     "deploy with approval": (*STEPS[:4], "plan release", "approval", "check plan", *STEPS[4:]),
 }
 """The steps of each action, of its dry run, and of what has to come out as its dry run said."""

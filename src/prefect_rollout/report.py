@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from prefect_rollout.diagnosis import Diagnosis
 from prefect_rollout.difference import (
     NOTHING,
+    RESTARTED,
     change_words,
     image_rows,
     others_words,
@@ -122,6 +123,8 @@ def render_plan(plan: ReleasePlan) -> str:
             parts.append(table(("Where", "What"), changes))
         if others:
             parts.append(f"{others[0].upper()}{others[1:]}.")
+    if plan.action is Action.RESTART:
+        parts.append(RESTARTED)
     parts.append(f"Plan hash: `{plan.plan_hash}`")
     return "\n\n".join(parts)
 
