@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from prefect_rollout.ledger import KEY, changes, table
+from prefect_rollout.ledger import KEY, changes, leave_record, table
 from prefect_rollout.models import ReleaseResult
 from prefect_rollout.report import render
 from prefect_rollout.tasks.step import step
@@ -17,10 +17,11 @@ from prefect_rollout.text import markdown
 async def report_release(result: ReleaseResult) -> ReleaseResult:
     """Leaves artifacts that tell how the release ended, and returns `result`.
 
-    One is a page for a person, the other a table of what changed in each cluster; a dry run and a run
-    that skipped itself leave no table. The keys are the same for every release of a deployment, so that
+    One is a page for a person, one the result for programs, and one a table of what changed in each
+    cluster; a dry run leaves no table. The keys are the same for every release of a deployment, so that
     the artifacts' versions are the deployment's history.
     """
+    await leave_record(result)
     description = f"{markdown(result.deployment, 80)}: {result.outcome.value}"
     await acreate_markdown_artifact(
         render(result),

@@ -367,29 +367,24 @@ async def test_a_child_deployment_that_does_not_exist_is_named(make_cloud: Any) 
 async def test_a_batch_on_a_work_pool_with_two_workers(
     make_cloud: Any, prefect_api: str, tmp_path: Path
 ) -> None:
-    bad: dict[int, Mapping[str, Any]] = {
-        2: BAD_IMAGE,
-        9: BAD_IMAGE,
-        11: {"kind": "slow_start", "seconds": 60},
-    }
-    cloud = make_cloud(**shop(12, bad))
+    cloud = make_cloud(**shop(40, FORTY))
     prefect(prefect_api, "work-pool", "create", "rollout", "--type", "process", "--overwrite")
     prefect(prefect_api, "--no-prompt", "deploy", "--all")
     # They take children alone, from their queue.
     options = ("--work-queue", "releases", "--limit", "4", "--name")
     workers = [worker(prefect_api, tmp_path, cloud.environment, *options, name) for name in ("w1", "w2")]
     try:
-        plan = plan_of(12, 4, failure_budget="20%", max_parallel=8)
+        plan = plan_of(40, 4, failure_budget="5%", max_parallel=8)
         result = await failing(plan, run_in="work-pool")
-        assert Counter(stages(result).values()) == {Stage.RELEASED: 10, Stage.FAILED: 2}
-        assert written(cloud) == dict.fromkeys(range(1, 13), ONCE)
+        assert Counter(stages(result).values()) == {Stage.RELEASED: 38, Stage.FAILED: 2}
+        assert written(cloud) == dict.fromkeys(range(1, 41), ONCE)
         found = await children(UUID(result.batch_id))
-        assert len(found) == 12
+        assert len(found) == 40
         for runs in found.values():
             (run,) = runs
             assert run.work_queue_name == "releases"
             assert run.parent_task_run_id is not None
-        (row,) = [row for row in result.releases if row.app_id == 2]
+        (row,) = [row for row in result.releases if row.app_id == 4]
         assert "ImagePullError" in row.detail
     finally:
         for process in workers:

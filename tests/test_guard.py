@@ -19,6 +19,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterTags,
 )
 from prefect.client.schemas.objects import FlowRun
+from prefect.events.actions import ChangeFlowRunState
 from prefect.exceptions import Abort
 from prefect.filesystems import LocalFileSystem
 from prefect.flow_engine import run_flow_async
@@ -29,7 +30,7 @@ from prefect.settings import (
 )
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed
 
-from prefect_rollout import guard
+from prefect_rollout import guard, reaper
 from prefect_rollout.errors import (
     ConfigurationError,
     ConflictError,
@@ -160,6 +161,29 @@ async def test_a_crashed_holder_frees_the_lock_at_once_and_cannot_write_any_more
     assert isinstance(failure, LockLostError | ConflictError | Abort)
     published = [(e["template"], e["cluster"]) for e in cloud.record if e["kind"] == "publish"]
     assert (1343170, "pub-bjyt") not in published
+
+
+async def test_a_release_that_was_given_up_and_lives_goes_on(make_cloud: Any) -> None:
+    cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 2}])
+    api: dict[str, Any] = {**FAST, "deployment": "qapm-api"}
+    release = asyncio.create_task(deploy_latest_image(**api))
+    await until(cloud, "upgrade")
+    await asyncio.sleep(0.5)
+    run = await run_of("qapm-api", "app:3290")
+    (action,) = reaper.automation(within_seconds=90).actions
+    assert isinstance(action, ChangeFlowRunState)
+    await set_state(run.id, Crashed(message=action.message))  # its heartbeats were seen too late
+    result = await asyncio.wait_for(release, 60)
+    assert result.outcome is Outcome.RELEASED
+    async with get_client() as client:
+        ended = await client.read_flow_run(run.id)
+    assert ended.state is not None
+    assert ended.state.is_completed()
+    assert cloud.writes == [
+        "template 1343170",
+        "publish 1343170 to pub-bjwdt",
+        "publish 1343170 to pub-bjyt",
+    ]
 
 
 async def test_a_lost_lease_stops_the_release_before_its_next_write(make_cloud: Any) -> None:

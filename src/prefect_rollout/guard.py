@@ -32,12 +32,14 @@ from prefect.client.schemas.objects import (
     TERMINAL_STATES,
     ConcurrencyLeaseHolder,
     FlowRun,
+    State,
     StateType,
 )
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectAlreadyExists, PrefectException, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 from prefect.results import aget_default_result_storage, get_result_store
+from prefect.states import Running
 from prefect.types.names import BANNED_CHARACTERS
 
 from prefect_rollout import reaper
@@ -216,6 +218,9 @@ class Guard:
         """Where the run stands at its end, seen from this process; unknown counts as `ours`."""
         try:
             run = await self._client.read_flow_run(self.run_id)
+            if not self._replaced(run) and reaper.given_up(run.state):
+                await self._live_on()
+                return Standing.OURS
         except _NO_ANSWER:
             return Standing.OURS
         state = run.state.type if run.state else None
@@ -258,6 +263,9 @@ class Guard:
         state = run.state
         if state is None or state.type is StateType.RUNNING or (self._paused and state.is_paused()):
             return
+        if reaper.given_up(state):
+            await self._live_on()
+            return
         if state.type in {StateType.CANCELLING, StateType.CANCELLED}:
             self.cancel("cancelled in Prefect")
             await asyncio.sleep(0)  # the CancelledError arrives here
@@ -265,6 +273,22 @@ class Guard:
         raise LockLostError(
             f"the flow run was set to {one_line(state.name, 40)} while it ran, and nothing more is written"
         )
+
+    async def _live_on(self) -> None:
+        """Takes the run back that was given up for dead, as happens where a busy server sees heartbeats late.
+
+        Whoever took it up meanwhile has begun it anew, or freed its lease: a safe point finds either.
+        """
+        state: State[None] = Running(message="It was given up for dead, and lives.")
+        await self._client.set_flow_run_state(self.run_id, state, force=True)
+        await self._count_anew()
+        self._logger.warning("Prefect saw no heartbeat and marked this run Crashed, but it lives: it goes on")
+
+    async def _count_anew(self) -> None:
+        """Learns the count of a run that Prefect counts as begun again, where it is still this process's."""
+        run = await self._client.read_flow_run(self.run_id)
+        if run.labels.get(_PROCESS) == _process():
+            self._tries = run.run_count
 
     async def beat(self) -> None:
         """Tells that the run lives."""
@@ -294,9 +318,7 @@ class Guard:
         self._paused = True
         yield
         # Not where it raises: the run is still paused then.
-        run = await self._client.read_flow_run(self.run_id)
-        if run.labels.get(_PROCESS) == _process():
-            self._tries = run.run_count
+        await self._count_anew()
         self._paused = self.silent = False
         await self.safe_point()
 

@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
+from prefect.artifacts import Artifact
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -24,7 +25,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilterStartTime,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
-from prefect.client.schemas.sorting import FlowRunSort
+from prefect.client.schemas.sorting import ArtifactSort, FlowRunSort
 from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from prefect_rollout import flow_runs
@@ -38,6 +39,9 @@ KEY = "changes"
 
 ENTRANCE = "entrance:"
 """How the tag begins that says through which entrance a run was started."""
+
+RECORD = "prefect-rollout-result"
+"""The type of the artifact that holds a run's result for programs, as `--json` prints it."""
 
 UNKNOWN = "?"
 """The cluster of a run that left no record of where it had come."""
@@ -187,6 +191,27 @@ def _cell(value: str | int | datetime) -> str | int:
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%SZ}"
     return cell(value, 5000) if isinstance(value, str) else value
+
+
+# ---- results ------------------------------------------------------------------------------------
+
+
+async def leave_record(result: BaseModel) -> None:
+    """Leaves the result of the run that this is called in. It has no key: the UI lists it nowhere."""
+    await Artifact(type=RECORD, data=result.model_dump(mode="json")).acreate()
+
+
+async def record_of(client: PrefectClient, run_id: UUID) -> dict[str, Any] | None:
+    """The result that the last try of a run left, as `--json` prints it; `None` where none did."""
+    found = await client.read_artifacts(
+        artifact_filter=ArtifactFilter(
+            flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]),
+            type=ArtifactFilterType(any_=[RECORD]),
+        ),
+        sort=ArtifactSort.CREATED_DESC,
+        limit=1,
+    )
+    return found[0].data if found and isinstance(found[0].data, dict) else None
 
 
 # ---- the history --------------------------------------------------------------------------------

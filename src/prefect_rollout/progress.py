@@ -24,9 +24,9 @@ STEPS_OF = {
     "scale": (*STEPS[:2], "note what is online", "scale deployment", *STEPS[6:]),
 }
 STEPS_OF |= {
+    "dry run of a restart": (*STEPS[:2], "plan release", STEPS[-1]),
     "dry run": (*STEPS[:4], "plan release", STEPS[-1]),
     "dry run of a rollback": (*STEPS_OF["rollback"][:4], "plan release", STEPS[-1]),
-    "dry run of a restart": (*STEPS[:2], "plan release", STEPS[-1]),
     "deploy as planned": (*STEPS[:4], "check plan", *STEPS[4:]),
     "rollback as planned": (*STEPS_OF["rollback"][:4], "check plan", *STEPS[5:]),
     "restart as planned": (*STEPS_OF["restart"][:3], "check plan", *STEPS_OF["restart"][3:]),

@@ -7,6 +7,7 @@ four and a half such spans. Prefect's own heartbeat would not do: by default it 
 
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
@@ -45,6 +46,9 @@ _GO_ON = (
     "Retry the run and it goes on where it stopped: with `prefect-rollout retry` and its id, or with Retry "
     "in the UI where it is a deployment's."
 )
+
+_SILENT = "No sign of life for"
+_KILLED = "The release's process was killed or cut off."
 
 # A heartbeat that is late by this many beats and a half is the last one.
 _BEATS = 4.5
@@ -86,8 +90,7 @@ def automation(
             ChangeFlowRunState(
                 state=StateType.CRASHED,
                 message=(
-                    f"No sign of life for {within_seconds:.0f} s: the release's process was killed or cut "
-                    f"off. {_GO_ON}"
+                    f"{_SILENT} {within_seconds:.0f} s: the release's process was killed or cut off. {_GO_ON}"
                 ),
             )
         ],
@@ -133,6 +136,12 @@ def ours(run: FlowRun) -> bool:
     return "plan" in run.parameters or {"app_id", "deployment"} <= set(run.parameters)
 
 
+def given_up(state: State[Any] | None) -> bool:
+    """Whether a run is Crashed because no heartbeat of it was seen in time, and for no other reason."""
+    message = str(state and state.message)
+    return state is not None and state.is_crashed() and message.startswith((_SILENT, _KILLED))
+
+
 async def sweep(client: PrefectClient, gone: Callable[[FlowRun], bool] = lambda _run: False) -> list[FlowRun]:
     """Marks the releases Crashed that the automation cannot find, and returns them.
 
@@ -163,7 +172,7 @@ async def sweep(client: PrefectClient, gone: Callable[[FlowRun], bool] = lambda 
         if not ours(run):
             continue
         if gone(run) or await _silent(client, run, since):
-            state: State[None] = Crashed(message=f"The release's process was killed or cut off. {_GO_ON}")
+            state: State[None] = Crashed(message=f"{_KILLED} {_GO_ON}")
             answer = await client.set_flow_run_state(run.id, state)
             if answer.status is SetStateStatus.ACCEPT:
                 killed.append(run)
