@@ -88,7 +88,7 @@ def reach() -> dict[UUID, str]:
             server = SubprocessASGIServer()
             server.start()
             if server.server_process:
-                _end_with_this_process(server.server_process.pid)
+                end_with_this_process(server.server_process.pid)
         return asyncio.run(_killed())
     with get_client(sync_client=True) as client:
         problem = client.api_healthcheck()
@@ -116,7 +116,7 @@ async def _killed() -> dict[UUID, str]:
 _watches: list[subprocess.Popen[bytes]] = []
 
 
-def _end_with_this_process(pid: int) -> None:
+def end_with_this_process(pid: int) -> None:
     """Has the process end when this one is killed, which leaves nobody to end it."""
     if os.name == "posix":
         # It reads from a pipe that nobody writes to: the pipe closes when this process is no more.

@@ -1,0 +1,129 @@
+"""Runs the flow runs of local deployments inside one warm process.
+
+A process of its own for each release would cost seconds and a hundred megabytes: most of both is the
+import of Prefect. The flows are async and wait most of their time, as the releases of a batch do, and
+a cancel reaches them through `guard`.
+"""
+
+import asyncio
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any, Self
+from uuid import UUID
+
+import httpx
+from prefect import Flow
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.objects import FlowRun
+from prefect.exceptions import Abort, Pause, PrefectException
+from prefect.flow_engine import run_flow
+from prefect.logging import get_logger
+from prefect.states import Crashed, Pending
+from prefect.types.entrypoint import EntrypointType
+from prefect.utilities.engine import propose_state
+
+from prefect_rollout.flows.again import FLOWS
+from prefect_rollout.settings import batches
+from prefect_rollout.turns import Turns, taking
+
+_LOOK_SECONDS = 1.0
+_MOST_AT_ONCE = 100
+
+
+class Runner:
+    """Runs what is due of its deployments. `of` makes one."""
+
+    def __init__(
+        self, client: PrefectClient, flows: Mapping[UUID, Flow[Any, Any]], poked: asyncio.Event
+    ) -> None:
+        self._client = client
+        self._flows = flows
+        self._poked = poked
+        self._tasks: dict[UUID, asyncio.Task[None]] = {}
+        self._turns = Turns(batches().api_turns)
+        self._stopping = False
+        self._logger = get_logger("prefect_rollout.runner")
+
+    @classmethod
+    async def of(cls, client: PrefectClient, poked: asyncio.Event) -> Self:
+        """A runner of all flows here, each as the deployment `<flow>/<flow>`.
+
+        Args:
+            client: of the API.
+            poked: when it is set, the runner looks at once for what is due.
+        """
+        flows = {}
+        for name, flow in FLOWS.items():
+            deployment = await flow.ato_deployment(
+                name,
+                description=(flow.description or "").partition("\n\nArgs:")[0],
+                tags=["prefect-rollout"],
+                entrypoint_type=EntrypointType.MODULE_PATH,
+            )
+            flows[await deployment.aapply()] = flow
+        return cls(client, flows, poked)
+
+    @property
+    def busy(self) -> bool:
+        """Whether any flow run is under way."""
+        return bool(self._tasks)
+
+    async def run(self) -> None:
+        """Runs what is due, until `stop`."""
+        while not self._stopping:
+            self._poked.clear()
+            try:
+                await self._look()
+            except (httpx.HTTPError, PrefectException) as error:
+                self._logger.warning("The Prefect API did not say what is due: %r", error)
+            try:
+                async with asyncio.timeout(_LOOK_SECONDS):
+                    await self._poked.wait()
+            except TimeoutError:
+                continue
+
+    async def stop(self) -> None:
+        """Ends, and has the flow runs that are under way say what they leave behind."""
+        self._stopping = True
+        self._poked.set()
+        for task in self._tasks.values():
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks.values(), timeout=20)
+
+    async def _look(self) -> None:
+        room = _MOST_AT_ONCE - len(self._tasks)
+        if room <= 0:
+            return
+        due = await self._client.get_scheduled_flow_runs_for_deployments(
+            deployment_ids=list(self._flows), scheduled_before=datetime.now(UTC), limit=room
+        )
+        for run in due:
+            if run.id not in self._tasks:
+                task = asyncio.create_task(self._conduct(run), name=run.name)
+                self._tasks[run.id] = task
+
+    async def _conduct(self, run: FlowRun) -> None:
+        try:
+            if not (await propose_state(self._client, Pending(), flow_run_id=run.id)).is_pending():
+                return
+            run = await self._client.read_flow_run(run.id)
+            flow = self._flows[run.deployment_id] if run.deployment_id else None
+            if flow is None:
+                return
+            ended: Any = run_flow(flow, flow_run=run, return_type="state")
+            if flow.name == "deploy-batch":  # its releases take turns of their own
+                await ended
+            else:
+                async with taking(self._turns):
+                    await ended
+        except Pause:  # suspended: it comes back as a scheduled run
+            self._logger.info("%s is suspended", run.id)
+        except Abort as aborted:
+            self._logger.info("%s is not this runner's: %s", run.id, aborted)
+        except Exception as error:  # whatever it is, the run must not look as if it ran
+            self._logger.exception("%s could not be run", run.id)
+            message = f"It could not be run: {type(error).__name__}."
+            await propose_state(self._client, Crashed(message=message), flow_run_id=run.id)
+        finally:
+            del self._tasks[run.id]

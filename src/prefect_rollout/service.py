@@ -1,0 +1,194 @@
+"""The local service: a Prefect server, its UI, and a runner of the flows here, for one user of a machine.
+
+`python -m prefect_rollout.service <folder>`; `prefect_rollout.local` starts it and says how it is found.
+It ends by itself when nobody is connected any more and no flow run is under way.
+"""
+
+import asyncio
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+from filelock import FileLock, Timeout
+
+from prefect_rollout import embedded
+from prefect_rollout.local import _DOOR, _PASSWORD, START_SECONDS
+
+LINGER_SECONDS = 10.0
+"""How long the service waits for another client before it ends."""
+
+_LOCK, _PORT, _SERVER_LOG = "service.lock", "port", "server.log"
+_LARGEST_LOG = 5 * 2**20
+
+
+class Service:
+    """The service, as its clients find it at its door.
+
+    Args:
+        home: its folder.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._name = secrets.token_hex(8)
+        self._port = _port_of(home)
+        self._api = f"http://127.0.0.1:{self._port}/api"
+        self._clients: set[asyncio.StreamWriter] = set()
+        self._ready = asyncio.Event()
+        self._poked = asyncio.Event()
+        self._lonely_since = time.monotonic()
+
+    async def run(self) -> None:
+        """Serves until nobody needs it."""
+        door = await asyncio.start_server(self._welcome, "127.0.0.1", 0)
+        port = door.sockets[0].getsockname()[1]
+        (self._home / _DOOR).write_text(json.dumps({"service": self._name, "port": port}), encoding="ascii")
+        stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for name in (signal.SIGINT, signal.SIGTERM):
+            with suppress(NotImplementedError):  # Windows
+                loop.add_signal_handler(name, stop.set)
+        with self._server():
+            # Imported while the server starts: both take seconds.
+            from prefect import get_client
+
+            from prefect_rollout import guard, reaper
+            from prefect_rollout.runner import Runner
+
+            await self._answering()
+            async with get_client() as client:
+                runner = await Runner.of(client, self._poked)
+                await reaper.sweep(client, gone=guard.ended_here)
+                running = asyncio.create_task(runner.run())
+                self._ready.set()
+                stopped = asyncio.create_task(stop.wait())
+                try:
+                    while not stop.is_set() and (self._clients or runner.busy or not self._lonely):
+                        await asyncio.wait({running, stopped}, timeout=1, return_when="FIRST_COMPLETED")
+                        if running.done():
+                            break
+                finally:
+                    (self._home / _DOOR).unlink(missing_ok=True)
+                    stopped.cancel()
+                    await runner.stop()
+                    await asyncio.wait([running])
+            running.result()  # raises what ended it
+
+    @property
+    def _lonely(self) -> bool:
+        return time.monotonic() - self._lonely_since > LINGER_SECONDS
+
+    async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.add(writer)
+        try:
+            await self._ready.wait()
+            writer.write(json.dumps({"service": self._name, "api": self._api}).encode() + b"\n")
+            await writer.drain()
+            while await reader.read(64):
+                self._poked.set()
+        except OSError:  # it was killed
+            pass
+        finally:
+            self._clients.discard(writer)
+            self._lonely_since = time.monotonic()
+            writer.close()
+
+    @contextmanager
+    def _server(self) -> Iterator[None]:
+        command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self._port)]
+        with _log_of(self._home / _SERVER_LOG).open("ab") as log:
+            self._process = subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
+                [sys.executable, "-m", *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+        embedded.end_with_this_process(self._process.pid)
+        try:
+            yield
+        finally:
+            self._process.terminate()
+            try:
+                self._process.wait(15)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+
+    async def _answering(self) -> None:
+        """Returns when the server answers."""
+        until = time.monotonic() + START_SECONDS
+        async with httpx.AsyncClient(timeout=5) as client:
+            while True:
+                if self._process.poll() is not None:
+                    raise RuntimeError(f"the server ended: see {self._home / _SERVER_LOG}")
+                with suppress(httpx.TransportError):
+                    if (await client.get(f"{self._api}/health")).is_success:
+                        return
+                if time.monotonic() > until:
+                    raise RuntimeError(f"the server did not start: see {self._home / _SERVER_LOG}")
+                await asyncio.sleep(0.1)
+
+
+def _port_of(home: Path) -> int:
+    """The port of the last time, so that addresses that were told stay right; another where it is taken."""
+    before = 0
+    with suppress(OSError, ValueError):
+        before = int((home / _PORT).read_text(encoding="ascii"))
+    for port in (before, 0):
+        with socket.socket() as probe, suppress(OSError, OverflowError):
+            if os.name == "posix":
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            found = int(probe.getsockname()[1])
+            (home / _PORT).write_text(str(found), encoding="ascii")
+            return found
+    raise RuntimeError("no port is free")
+
+
+def _password_of(home: Path) -> str:
+    """The password of the server: without one, any program and any web page could release with it."""
+    path = home / _PASSWORD
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(f"rollout:{secrets.token_urlsafe(24)}", encoding="ascii")
+    return path.read_text(encoding="ascii").strip()
+
+
+def _log_of(path: Path) -> Path:
+    with suppress(OSError):
+        if path.stat().st_size > _LARGEST_LOG:
+            path.unlink()
+    return path
+
+
+def main(home: Path) -> None:
+    """Runs the service of that folder, unless it runs already."""
+    lock = FileLock(home / _LOCK)
+    try:
+        lock.acquire(blocking=False)
+    except Timeout:
+        return
+    with lock:
+        embedded.isolate(home / "prefect")
+        service = Service(home)
+        password = _password_of(home)
+        os.environ |= {
+            "PREFECT_API_URL": service._api,
+            "PREFECT_API_AUTH_STRING": password,
+            "PREFECT_SERVER_API_AUTH_STRING": password,
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": service._api.removesuffix("/api"),
+            "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+            "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+            "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
+            "DO_NOT_TRACK": "1",
+        }
+        asyncio.run(service.run())
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
