@@ -50,10 +50,16 @@ from prefect_rollout.text import one_line
 from prefect_rollout.turns import resting
 
 LEASE_SECONDS = 60.0
-"""How long a lock outlives its holder: the shortest lease that Prefect's API grants."""
+"""How long a lock outlives its holder: the shortest lease that Prefect's API grants.
+
+Where one process runs dozens of releases, it is longer, up to 300 s.
+"""
 
 _TICK_SECONDS = 3.0  # a cancel has to be noticed well within 10 s
-_RENEW_SECONDS = 15.0
+_LONGEST_LEASE_SECONDS = 300.0
+_GUARDS_A_LEASE = 25  # with so many more, a lease is as much longer again: a busy API renews late
+_RENEWALS = 4  # in the time of a lease
+_AT_ONCE = 8  # questions that one keeper has on their way
 _ASK_AGAIN_SECONDS = 2.0
 
 # How long a write that is on its way is heard out after a cancel.
@@ -245,7 +251,8 @@ class Guard:
         try:
             await self._mind(await self._client.read_flow_run(self.run_id))
             if self._lease is not None:
-                await self._client.renew_concurrency_lease(self._lease, LEASE_SECONDS)
+                seconds = _Keeper.of_this_loop().lease_seconds
+                await self._client.renew_concurrency_lease(self._lease, seconds)
         except _NO_ANSWER as error:
             if isinstance(error, PrefectHTTPStatusError) and error.response.status_code == httpx.codes.GONE:
                 raise LockLostError("this release has lost its lock, and nothing more is written") from error
@@ -325,8 +332,9 @@ class Guard:
     async def look_after(self, run: FlowRun | None) -> None:
         """Renews the lease and stops the flow where its run's state says so; `run` as it is now, if known."""
         try:
-            if self._lease is not None and time.monotonic() - self._renewed >= _RENEW_SECONDS:
-                await self._client.renew_concurrency_lease(self._lease, LEASE_SECONDS)
+            seconds = _Keeper.of_this_loop().lease_seconds
+            if self._lease is not None and time.monotonic() - self._renewed >= seconds / _RENEWALS:
+                await self._client.renew_concurrency_lease(self._lease, seconds)
                 self._renewed = time.monotonic()
             if run is not None:
                 await self._mind(run)
@@ -356,7 +364,7 @@ class Guard:
                 names=list(names),
                 slots=1,
                 mode="concurrency",
-                lease_duration=LEASE_SECONDS,
+                lease_duration=_Keeper.of_this_loop().lease_seconds,
                 holder=ConcurrencyLeaseHolder(type="flow_run", id=self.run_id),
             )
         except PrefectHTTPStatusError as error:
@@ -521,20 +529,43 @@ class _Keeper:
                     get_run_logger().error("The release was not watched over to its end", exc_info=error)
 
     async def _keep(self) -> None:
-        async with get_client() as client:
-            while True:
-                guards = list(self._guards)
-                await self._beat(client)
-                runs: dict[UUID, FlowRun] = {}
-                try:
-                    runs = await by_id(client, [guard.run_id for guard in guards])
-                except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
-                    for guard in guards:
-                        guard.worry(error)
-                await asyncio.gather(
-                    *(guard.look_after(runs.get(guard.run_id)) for guard in guards if guard in self._guards)
-                )
-                await asyncio.sleep(min([_TICK_SECONDS, *self._guards.values()]))
+        # Apart from each other: a renewal that hangs must not hold up the heartbeats.
+        async with get_client() as client, asyncio.TaskGroup() as both:
+            both.create_task(self._beat_on(client))
+            both.create_task(self._look_on(client))
+
+    async def _beat_on(self, client: PrefectClient) -> None:
+        while True:
+            await self._beat(client)
+            await asyncio.sleep(self._tick)
+
+    async def _look_on(self, client: PrefectClient) -> None:
+        room = asyncio.Semaphore(_AT_ONCE)
+        while True:
+            guards = list(self._guards)
+            runs: dict[UUID, FlowRun] = {}
+            try:
+                runs = await by_id(client, [guard.run_id for guard in guards])
+            except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
+                for guard in guards:
+                    guard.worry(error)
+            await asyncio.gather(*(self._look_after(guard, runs.get(guard.run_id), room) for guard in guards))
+            await asyncio.sleep(self._tick)
+
+    @property
+    def _tick(self) -> float:
+        return min([_TICK_SECONDS, *self._guards.values()])
+
+    async def _look_after(self, guard: Guard, run: FlowRun | None, room: asyncio.Semaphore) -> None:
+        async with room:
+            if guard in self._guards:
+                await guard.look_after(run)
+
+    @property
+    def lease_seconds(self) -> float:
+        """How long a lease is that is taken or renewed now."""
+        longer = LEASE_SECONDS * max(1, len(self._guards) // _GUARDS_A_LEASE)
+        return min(_LONGEST_LEASE_SECONDS, longer)
 
     async def _beat(self, client: PrefectClient) -> None:
         now = time.monotonic()
