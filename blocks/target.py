@@ -47,6 +47,15 @@ class TargetBlock(CredentialsBlock, ABC):
         return None
 
 
+def target_of_environment() -> TargetBlock | None:
+    """The block that environment variables describe, of whichever platform; `None` if they name none.
+
+    Raises:
+        ConfigurationError: they describe one that cannot be used.
+    """
+    return next((block for kind in TargetBlock.__subclasses__() if (block := kind.from_environment())), None)
+
+
 async def load_target(target: str) -> TargetBlock:
     """The block document `type-slug/name`.
 

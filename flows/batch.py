@@ -41,6 +41,7 @@ from prefect_rollout.flows.children import Children, InProcess, Kept, OnWorkPool
 from prefect_rollout.flows.conduct import foreseen, pause, run_link
 from prefect_rollout.flows.punctual import skip_unless_due
 from prefect_rollout.guard import Guard, Standing, watching
+from prefect_rollout.ledger import leave_record
 from prefect_rollout.models import (
     ApprovalSeconds,
     LateMinutes,
@@ -259,6 +260,8 @@ class Board:
             await self._client.update_artifact(
                 self._page, ArtifactUpdate(data=page, description=self._result.counted)
             )
+        if not running:
+            await leave_record(self._result)
 
 
 class Batch:

@@ -167,6 +167,10 @@ _WORDS: dict[Category, tuple[str, str]] = {
 }
 
 
+RESOLUTIONS = frozenset(resolution for _, resolution in _WORDS.values())
+"""What is ever advised for a category of trouble."""
+
+
 class Diagnosis(BaseModel, frozen=True):
     """The most telling trouble of a release, the same wherever it is shown.
 

@@ -211,7 +211,11 @@ async def record_of(client: PrefectClient, run_id: UUID) -> dict[str, Any] | Non
         sort=ArtifactSort.CREATED_DESC,
         limit=1,
     )
-    return found[0].data if found and isinstance(found[0].data, dict) else None
+    try:
+        record = json.loads(str(found[0].data)) if found else None
+    except ValueError:  # of somebody else's making
+        return None
+    return record if isinstance(record, dict) else None
 
 
 # ---- the history --------------------------------------------------------------------------------

@@ -1,0 +1,153 @@
+"""The Prefect API that the tools submit to: the one that is configured, or the user's local one."""
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from prefect.client.orchestration import PrefectClient, get_client
+from prefect.settings import (
+    PREFECT_API_AUTH_STRING,
+    PREFECT_API_URL,
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    temporary_settings,
+)
+from prefect.utilities.urls import url_for
+
+from prefect_rollout import guard, local
+from prefect_rollout.blocks import TargetBlock, target_of_environment
+from prefect_rollout.embedded import in_use
+from prefect_rollout.errors import ConfigurationError
+
+DEFAULT_TARGET = "container-cloud/default"
+
+
+class Api:
+    """A Prefect API, as this process speaks to it. `opened` makes one.
+
+    Attributes:
+        client: of the API, open.
+        target: the block that a release is submitted with where it names none.
+        local: whether the API is the user's local one, which holds the credentials of the environment.
+    """
+
+    def __init__(
+        self, client: PrefectClient, target: str, settings: dict[Any, Any], lease: local.Lease | None
+    ) -> None:
+        self.client = client
+        self.target = target
+        self.local = lease is not None
+        self._settings = settings
+        self._lease = lease
+
+    @property
+    def lost(self) -> bool:
+        """Whether the local service has ended, so that another one has to be found."""
+        return self._lease is not None and self._lease.lost
+
+    def poke(self) -> None:
+        """Tells a local runner that there is something to do."""
+        if self._lease is not None:
+            self._lease.poke()
+
+    def link(self, run_id: Any) -> str:
+        """The address of a flow run's page in the UI; empty where there is none."""
+        with temporary_settings(self._settings):
+            return url_for("flow-run", obj_id=run_id) or ""
+
+    @contextmanager
+    def in_force(self) -> Iterator[None]:
+        """Has Prefect's own functions, such as those that load blocks, speak to this API."""
+        with temporary_settings(self._settings):
+            yield
+
+
+@asynccontextmanager
+async def opened(home: Path, told: Callable[[str], None]) -> AsyncIterator[Api]:
+    """The API that is configured, or the user's local one, which is started where it does not run.
+
+    Args:
+        home: the folder of the local service.
+        told: is called with what is waited for.
+
+    Raises:
+        ConfigurationError: it does not answer, or did not start.
+    """
+    if not in_use():
+        async with get_client() as client:
+            with guard.answering():
+                if problem := await client.api_healthcheck():
+                    url, kind = PREFECT_API_URL.value(), type(problem).__name__
+                    raise ConfigurationError(
+                        f"the Prefect API {url} does not answer: {kind}",
+                        advice="Start it, or correct PREFECT_API_URL; unset, a local server is used.",
+                    )
+            yield Api(client, DEFAULT_TARGET, {}, None)
+        return
+    lease = await local.attach(home, told)
+    settings = {
+        PREFECT_API_URL: lease.address.api,
+        PREFECT_API_AUTH_STRING: lease.address.password,
+        PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False,
+    }
+    try:
+        with temporary_settings(settings):
+            client = get_client()
+            target = await _kept(target_of_environment(), lease.address.password)
+        async with client:
+            yield Api(client, target, settings, lease)
+    finally:
+        await lease.close()
+
+
+async def _kept(block: TargetBlock | None, password: str) -> str:
+    """The name under which the environment's credentials are kept as a block, for the runner.
+
+    It is another one for other credentials: clients of the same service may have keys of their own.
+    """
+    if block is None:
+        return DEFAULT_TARGET
+    held = block.model_dump_json(context={"include_secrets": True})
+    digest = hmac.new(password.encode(), held.encode(), hashlib.sha256).hexdigest()[:16]
+    name = f"environment-{digest}"
+    with guard.answering():
+        await block.asave(name, overwrite=True)
+    return f"{block.get_block_type_slug()}/{name}"
+
+
+class Connection:
+    """The API of this process: opened when it is first needed, and anew where it was lost."""
+
+    def __init__(self, home: Path) -> None:
+        self._home = home
+        self._lock = asyncio.Lock()
+        self._opened: Any = None
+        self._api: Api | None = None
+        self.waiting_for = ""
+
+    async def api(self) -> Api:
+        """The API.
+
+        Raises:
+            ConfigurationError: see `opened`.
+        """
+        async with self._lock:
+            if self._api is not None and not self._api.lost:
+                return self._api
+            await self.close()
+            self._opened = opened(self._home, self._note)
+            self._api = await self._opened.__aenter__()
+            self.waiting_for = ""
+            return self._api
+
+    def _note(self, what: str) -> None:
+        self.waiting_for = what
+
+    async def close(self) -> None:
+        """Closes the API, if there is one."""
+        context, self._opened, self._api = self._opened, None, None
+        if context is not None:
+            await context.__aexit__(None, None, None)

@@ -1,0 +1,99 @@
+"""What stands behind the tools: Prefect, imported behind the handshake's back, and the API in use."""
+
+import asyncio
+import importlib
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mcp.server.mcpserver.exceptions import ToolError
+
+from prefect_rollout.errors import RolloutError
+from prefect_rollout.mcp.permits import Permits
+from prefect_rollout.mcp.quoting import told
+
+if TYPE_CHECKING:
+    from prefect_rollout.mcp.connection import Api, Connection
+
+# A client that cuts calls at 60 s shall read why it has to come back, rather than nothing.
+_START_SECONDS = 45.0
+
+
+class Releases(Protocol):
+    """The module `prefect_rollout.mcp.releases`; importing it takes seconds."""
+
+    def __getattr__(self, name: str) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Tooling:
+    """What a tool works with."""
+
+    releases: Releases
+    api: "Api"
+    permits: Permits
+
+
+class Work:
+    """Prefect and its API, for the tools of a server.
+
+    Args:
+        permits: what clients may ask for.
+        home: the folder of the local service.
+    """
+
+    def __init__(self, permits: Permits, home: Path) -> None:
+        self.permits = permits
+        self._home = home
+        self._ready: asyncio.Task[Connection] | None = None
+
+    def begin(self) -> None:
+        """Begins to import Prefect and to connect, in the background, unless that has begun."""
+        if self._ready is None or (self._ready.done() and self._ready.exception()):
+            self._ready = asyncio.create_task(self._start())
+
+    async def _start(self) -> "Connection":
+        # In a thread: whoever speaks to the server meanwhile is answered.
+        await asyncio.to_thread(importlib.import_module, "prefect_rollout.mcp.releases")
+        connection = await asyncio.to_thread(importlib.import_module, "prefect_rollout.mcp.connection")
+        made: Connection = connection.Connection(self._home)
+        await made.api()
+        return made
+
+    @asynccontextmanager
+    async def tooling(self) -> AsyncIterator[Tooling]:
+        """What a tool works with; errors of ours become errors of a tool that say what to do.
+
+        Raises:
+            ToolError: the API does not answer, did not start, or does not yet.
+        """
+        try:
+            self.begin()
+            assert self._ready is not None  # noqa: S101 - begin has made it
+            try:
+                async with asyncio.timeout(_START_SECONDS):
+                    connection = await asyncio.shield(self._ready)
+                    api = await connection.api()
+            except TimeoutError:
+                raise ToolError(
+                    "The local Prefect server is still starting; a first start takes a minute on a slow "
+                    "machine. Nothing was submitted: make the same call again in some seconds."
+                ) from None
+            module: Any = importlib.import_module("prefect_rollout.mcp.releases")
+            yield Tooling(module, api, self.permits)
+        except RolloutError as error:
+            raise ToolError(told(error)) from error
+
+    async def close(self) -> None:
+        """Gives the API up."""
+        ready, self._ready = self._ready, None
+        if ready is None:
+            return
+        ready.cancel()
+        try:
+            await (await ready).close()
+        except (asyncio.CancelledError, RolloutError):
+            logging.getLogger(__name__).info("The Prefect API was never reached")
