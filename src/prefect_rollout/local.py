@@ -24,7 +24,10 @@ HOME = Path.home() / ".prefect-rollout" / "local"
 START_SECONDS = 120.0
 """How long a first start may take, which migrates a new database."""
 
-_DOOR, _PASSWORD, _LOG = "service.json", "password", "service.log"
+PASSWORD = "password"  # noqa: S105 - the name of a file
+"""The file in `HOME` with the password of the server."""
+
+DOOR, _LOG = "service.json", "service.log"
 
 # A service that does not answer at once is about to start, or about to end.
 _TRY_AGAIN_SECONDS = 0.1
@@ -106,7 +109,7 @@ def _not_started(home: Path, why: str) -> ConfigurationError:
 
 async def _connect(home: Path, until: float) -> Lease | None:
     try:
-        door = json.loads((home / _DOOR).read_bytes())
+        door = json.loads((home / DOOR).read_bytes())
         reader, writer = await asyncio.open_connection("127.0.0.1", int(door["port"]))
     except (OSError, ValueError, KeyError, TypeError):
         return None
@@ -115,7 +118,7 @@ async def _connect(home: Path, until: float) -> Lease | None:
         async with asyncio.timeout(max(0.1, until - time.monotonic())):
             said = json.loads(await reader.readline())
         if said["service"] == door["service"]:
-            password = (home / _PASSWORD).read_text(encoding="ascii").strip()
+            password = (home / PASSWORD).read_text(encoding="ascii").strip()
             return Lease(Address(said["api"], password, home), reader, writer)
     except (OSError, ValueError, KeyError, TypeError, TimeoutError):
         pass

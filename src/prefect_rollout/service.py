@@ -21,7 +21,7 @@ import httpx
 from filelock import FileLock, Timeout
 
 from prefect_rollout import embedded
-from prefect_rollout.local import _DOOR, _PASSWORD, START_SECONDS
+from prefect_rollout.local import DOOR, PASSWORD, START_SECONDS
 
 LINGER_SECONDS = 10.0
 """How long the service waits for another client before it ends."""
@@ -51,7 +51,7 @@ class Service:
         """Serves until nobody needs it."""
         door = await asyncio.start_server(self._welcome, "127.0.0.1", 0)
         port = door.sockets[0].getsockname()[1]
-        (self._home / _DOOR).write_text(json.dumps({"service": self._name, "port": port}), encoding="ascii")
+        (self._home / DOOR).write_text(json.dumps({"service": self._name, "port": port}), encoding="ascii")
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
@@ -77,7 +77,7 @@ class Service:
                         if running.done():
                             break
                 finally:
-                    (self._home / _DOOR).unlink(missing_ok=True)
+                    (self._home / DOOR).unlink(missing_ok=True)
                     stopped.cancel()
                     await runner.stop()
                     await asyncio.wait([running])
@@ -152,7 +152,7 @@ def _port_of(home: Path) -> int:
 
 def _password_of(home: Path) -> str:
     """The password of the server: without one, any program and any web page could release with it."""
-    path = home / _PASSWORD
+    path = home / PASSWORD
     if not path.exists():
         path.touch(mode=0o600)
         path.write_text(f"rollout:{secrets.token_urlsafe(24)}", encoding="ascii")

@@ -13,6 +13,7 @@ from prefect.settings import (
     PREFECT_API_AUTH_STRING,
     PREFECT_API_URL,
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    PREFECT_UI_URL,
     temporary_settings,
 )
 from prefect.utilities.urls import url_for
@@ -57,6 +58,12 @@ class Api:
         """The address of a flow run's page in the UI; empty where there is none."""
         with temporary_settings(self._settings):
             return url_for("flow-run", obj_id=run_id) or ""
+
+    @property
+    def ui(self) -> str:
+        """The address of the UI."""
+        with temporary_settings(self._settings):
+            return (PREFECT_UI_URL.value() or PREFECT_API_URL.value() or "").removesuffix("/api")
 
     @contextmanager
     def in_force(self) -> Iterator[None]:

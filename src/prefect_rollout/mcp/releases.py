@@ -279,7 +279,7 @@ def _with_record(release: answers.Release, record: Mapping[str, Any]) -> tuple[a
         more = answers.result_fields(record)
         return release.model_copy(update={**more, "verdict": verdict}), advice
     rows, others = answers.rows_of(record.get("releases") or [])
-    update = {
+    update: dict[str, Any] = {
         "outcome": answers.outcome_of(record),
         "releases": rows,
         "more_releases": others,

@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from mcp.server import MCPServer
@@ -20,7 +19,6 @@ from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field, ValidationError
 
 from prefect_rollout.errors import InputError
-from prefect_rollout.local import HOME
 from prefect_rollout.mcp.answers import (
     DeploymentStatus,
     Logs,
@@ -31,7 +29,6 @@ from prefect_rollout.mcp.answers import (
     Submitted,
     Templates,
 )
-from prefect_rollout.mcp.permits import Permits
 from prefect_rollout.mcp.quoting import RULE, unquoted
 from prefect_rollout.mcp.work import Tooling, Work
 from prefect_rollout.models import (
@@ -727,26 +724,23 @@ def release_and_watch(app_id: str = "", deployment: str = "") -> str:
 
 
 def make_server(
-    permits: Permits,
+    work: Work,
     *,
     stdio: bool,
-    home: Path = HOME,
     token_verifier: TokenVerifier | None = None,
     auth: AuthSettings | None = None,
 ) -> MCPServer[None]:
     """The MCP server, ready to be run.
 
     Args:
-        permits: what clients may ask for.
+        work: what its tools work with.
         stdio: whether it speaks to one client of this machine's user.
-        home: the folder of the local service.
         token_verifier: checks bearer tokens, over HTTP.
         auth: goes with it.
 
     Raises:
         ConfigurationError: a variable of the article's cannot be used.
     """
-    work = Work(permits, home)
 
     @asynccontextmanager
     async def lifespan(_server: MCPServer[None]) -> AsyncIterator[None]:
@@ -771,7 +765,7 @@ def make_server(
         log_level="WARNING",
         token_verifier=token_verifier,
         auth=auth,
-        tools=list(tools.declared(read_only=permits.read_only)),
+        tools=list(tools.declared(read_only=work.permits.read_only)),
     )
     server.resource(
         "release://{flow_run_id}",

@@ -50,10 +50,11 @@ class Work:
         self._home = home
         self._ready: asyncio.Task[Connection] | None = None
 
-    def begin(self) -> None:
+    def begin(self) -> "asyncio.Task[Connection]":
         """Begins to import Prefect and to connect, in the background, unless that has begun."""
         if self._ready is None or (self._ready.done() and self._ready.exception()):
             self._ready = asyncio.create_task(self._start())
+        return self._ready
 
     async def _start(self) -> "Connection":
         # In a thread: whoever speaks to the server meanwhile is answered.
@@ -63,6 +64,15 @@ class Work:
         await made.api()
         return made
 
+    async def api(self) -> "Api":
+        """The API, once it answers.
+
+        Raises:
+            ConfigurationError: it does not, or did not start.
+        """
+        ready = self.begin()
+        return await (await asyncio.shield(ready)).api()
+
     @asynccontextmanager
     async def tooling(self) -> AsyncIterator[Tooling]:
         """What a tool works with; errors of ours become errors of a tool that say what to do.
@@ -71,12 +81,9 @@ class Work:
             ToolError: the API does not answer, did not start, or does not yet.
         """
         try:
-            self.begin()
-            assert self._ready is not None  # noqa: S101 - begin has made it
             try:
                 async with asyncio.timeout(_START_SECONDS):
-                    connection = await asyncio.shield(self._ready)
-                    api = await connection.api()
+                    api = await self.api()
             except TimeoutError:
                 raise ToolError(
                     "The local Prefect server is still starting; a first start takes a minute on a slow "

@@ -1,0 +1,157 @@
+"""Runs the MCP server: over stdio for one client, or over HTTP for those that know its token."""
+
+import asyncio
+import hmac
+import os
+import secrets
+from collections.abc import Awaitable, Callable, Sequence
+from ipaddress import ip_address
+from pathlib import Path
+
+from mcp.server.auth.provider import AccessToken
+from mcp.server.auth.settings import AuthSettings
+from mcp.server.transport_security import TransportSecuritySettings
+from pydantic import AnyHttpUrl
+
+from prefect_rollout import embedded
+from prefect_rollout.errors import ConfigurationError
+from prefect_rollout.local import HOME, PASSWORD
+from prefect_rollout.mcp.permits import Permits
+from prefect_rollout.mcp.tools import make_server
+from prefect_rollout.mcp.work import Work
+
+TOKEN = "PREFECT_ROLLOUT_MCP_TOKEN"  # noqa: S105 - the name of a variable
+_SHORTEST_TOKEN = 16
+_TOKEN_FILE = "mcp-token"  # noqa: S105 - the name of a file
+
+
+def stdio(permits: Permits) -> None:
+    """Serves the client that started this process, until it goes away."""
+    server = make_server(Work(permits, HOME), stdio=True)
+    asyncio.run(server.run_stdio_async())
+
+
+class _Bearer:
+    """Knows one token, and takes as long for one that is almost right as for any other."""
+
+    def __init__(self, token: str) -> None:
+        self._token = token.encode()
+
+    async def verify_token(self, token: str) -> AccessToken | None:
+        """The client that sent the token, if it is right."""
+        if not hmac.compare_digest(token.encode("utf-8", "surrogateescape"), self._token):
+            return None
+        return AccessToken(token=token, client_id="bearer", scopes=[])
+
+
+def http(
+    permits: Permits,
+    *,
+    host: str,
+    port: int,
+    allowed_hosts: Sequence[str],
+    token: str,
+    said: Callable[[str], None],
+    beside: Callable[[Work], Awaitable[None]] | None = None,
+) -> None:
+    """Serves whoever sends the token, until Ctrl-C.
+
+    Args:
+        permits: what clients may ask for.
+        host: address to listen on.
+        port: port to listen on.
+        allowed_hosts: names by which clients reach it, where those are not the address itself.
+        token: the bearer token.
+        said: is called with what a person should know.
+        beside: is run with what the tools work with; where it fails, the server ends.
+    """
+    address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+    url = AnyHttpUrl(f"{address}/mcp")
+    work = Work(permits, HOME)
+    server = make_server(
+        work,
+        stdio=False,
+        token_verifier=_Bearer(token),
+        auth=AuthSettings(
+            issuer_url=AnyHttpUrl(address), resource_server_url=url, validate_token_resource=False
+        ),
+    )
+    names = [*_names(host), *allowed_hosts]
+    hosts = [name if ":" in name.rpartition("]")[2] else f"{name}:{port}" for name in names]
+    security = TransportSecuritySettings(
+        # A page in a browser that reaches this address by a name of its own is not answered.
+        allowed_hosts=[*hosts, *allowed_hosts],
+        allowed_origins=[f"{scheme}://{name}" for name in hosts for scheme in ("http", "https")],
+    )
+
+    async def run() -> None:
+        serving = server.run_streamable_http_async(host=host, port=port, transport_security=security)
+        said(f"MCP over HTTP: {url}")
+        await asyncio.gather(serving, *([beside(work)] if beside else []))
+
+    asyncio.run(run())
+
+
+def _names(host: str) -> list[str]:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return [host]
+    if address.is_loopback or address.is_unspecified:
+        return ["127.0.0.1", "localhost", "[::1]"]
+    return [f"[{host}]" if address.version == 6 else host]
+
+
+def token_of_environment() -> str:
+    """The token that `PREFECT_ROLLOUT_MCP_TOKEN` holds.
+
+    Raises:
+        ConfigurationError: it is not set, or too short.
+    """
+    token = os.environ.get(TOKEN, "").strip()
+    if len(token) < _SHORTEST_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
+        raise ConfigurationError(
+            f"{TOKEN} is {'too short' if token else 'not set'}, and over HTTP every client needs a token",
+            advice=f"Set it to {_SHORTEST_TOKEN} or more letters and digits that nobody can guess, and have "
+            "the clients send them as `Authorization: Bearer …`.",
+            field=TOKEN,
+        )
+    return token
+
+
+def up(permits: Permits, *, host: str, port: int, said: Callable[[str], None]) -> None:
+    """Starts the local Prefect server with its UI, the runner, and MCP over HTTP; until Ctrl-C.
+
+    Args:
+        permits: what MCP clients may ask for.
+        host: address that MCP listens on.
+        port: port that MCP listens on.
+        said: is called with what a person should know.
+
+    Raises:
+        ConfigurationError: a Prefect API is configured, or the local one did not start.
+    """
+    if not embedded.in_use():
+        raise ConfigurationError(
+            f"a Prefect API is configured ({embedded.api_in_use()}), and `up` starts one of its own",
+            advice="Unset PREFECT_API_URL, or serve that API with `prefect-rollout mcp --http`.",
+        )
+    token = token_of_environment() if os.environ.get(TOKEN) else _kept_token(HOME)
+
+    async def beside(work: Work) -> None:
+        said(f"  its bearer token: in {TOKEN if os.environ.get(TOKEN) else HOME / _TOKEN_FILE}")
+        said("Starting the Prefect server and the runner …")
+        said(f"Prefect UI: {(await work.api()).ui}")
+        said(f"  it asks once for a password: in {HOME / PASSWORD}")
+        said("Ctrl-C ends it, once the releases that are under way have ended.")
+
+    http(permits, host=host, port=port, allowed_hosts=(), token=token, said=said, beside=beside)
+
+
+def _kept_token(home: Path) -> str:
+    path = home / _TOKEN_FILE
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    if not path.exists():
+        path.touch(mode=0o600)
+        path.write_text(secrets.token_urlsafe(24), encoding="ascii")
+    return path.read_text(encoding="ascii").strip()
