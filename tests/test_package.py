@@ -34,7 +34,7 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
         (entry_points,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         declared = archive.read(entry_points).decode()
     assert names == sources | {"prefect_rollout/py.typed"}
-    assert "prefect-rollout = prefect_rollout.cli:main" in declared
+    assert "prefect-rollout = prefect_rollout.__main__:main" in declared
     assert "prefect_rollout = prefect_rollout.blocks" in declared
 
 

@@ -21,23 +21,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 from uuid import UUID
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, Parameter
 from cyclopts.validators import Number
 from rich.box import SIMPLE_HEAD
-from rich.console import Console
 from rich.prompt import Prompt
 from rich.table import Table
 from rich.text import Text
 
 from prefect_rollout import embedded
+from prefect_rollout.console import WRONG_USE, QuietConsole, complain, err, say
 from prefect_rollout.difference import plan_lines
 from prefect_rollout.errors import (
     ConfigurationError,
     InputError,
     LockLostError,
     NotApprovedError,
-    ReleaseCancelledError,
-    ReleaseTimedOutError,
     RolloutError,
 )
 from prefect_rollout.live import LiveProgress
@@ -58,7 +56,6 @@ if TYPE_CHECKING:
 
     from prefect_rollout.batch import BatchResult
     from prefect_rollout.ledger import Change, Wanted
-    from prefect_rollout.mcp.permits import Permits
 
 EXIT_CODES = {
     Outcome.RELEASED: 0,
@@ -68,18 +65,7 @@ EXIT_CODES = {
     Outcome.SKIPPED: 4,
     Outcome.CANCELLED: 130,
 }
-WRONG_USE = 2
 
-
-class _Console(Console):
-    """A console whose reader may go away: the release goes on all the same."""
-
-    def on_broken_pipe(self) -> None:
-        self.quiet = True
-
-
-# Without emoji: the tag in an image's name such as r/app:bug:1 is no picture.
-err = _Console(stderr=True, highlight=False, emoji=False)
 
 app = App(
     name="prefect-rollout",
@@ -87,6 +73,12 @@ app = App(
     version=version("prefect-rollout"),
     help_format="plaintext",
     suppress_keyboard_interrupt=False,  # main says what an interrupt leaves behind
+)
+
+
+app.command("prefect_rollout.mcp.command:mcp", name="mcp", help="Run the MCP server for an assistant.")
+app.command(
+    "prefect_rollout.mcp.command:up", name="up", help="Run a Prefect server with its UI, a runner and MCP."
 )
 
 
@@ -116,7 +108,7 @@ def demo() -> int:
         f"  {ours} deploy --deployment bad-image    in another: a release that fails, and says why",
         f"  PREFECT_HOME={home} {prefect} server start    this release in the Prefect UI",
     ):
-        err.print(line, markup=False, soft_wrap=True)
+        say(line)
     return code
 
 
@@ -168,7 +160,7 @@ def configure(
         embedded.reach()
         asyncio.run(_configure(name, app_id))
     except RolloutError as error:
-        _complain(error)
+        complain(error)
         err.print("Nothing was saved.")
         return WRONG_USE if isinstance(error, ConfigurationError | InputError) else 1
     return 0
@@ -444,12 +436,12 @@ def history(
             stdout.writelines(json_line(change.model_dump(mode="json")) + "\n" for change in found)
         elif found:
             # What reads from a pipe has no width.
-            out = _Console(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 250)
+            out = QuietConsole(highlight=False, emoji=False, width=None if sys.stdout.isatty() else 250)
             out.print(_history_table(found))
     if not found:
         asked = {"app": app_id, "deployment": deployment, "cluster": cluster, "since": since}
         fits = ", ".join(f"{name} {one_line(value, 80)}" for name, value in asked.items() if value)
-        err.print(f"No release{' of ' if fits else ''}{fits} is on record.", markup=False, soft_wrap=True)
+        say(f"No release{' of ' if fits else ''}{fits} is on record.")
     return 0
 
 
@@ -495,7 +487,7 @@ def notify(
     embedded.reach()
     for name, created in asyncio.run(_notify(files, block)):
         done = "Created" if created else "Renewed"
-        err.print(f"{done} the automation {one_line(name, 120)!r}.", markup=False, soft_wrap=True)
+        say(f"{done} the automation {one_line(name, 120)!r}.")
     return 0
 
 
@@ -506,118 +498,6 @@ async def _notify(files: list[Path], block: str) -> list[tuple[str, bool]]:
 
     async with get_client() as client:
         return await automations.apply(client, files, block)
-
-
-@Parameter(name="*")
-@dataclass(kw_only=True)
-class Allowing:
-    """What MCP clients may ask for. Patterns may hold `*`; none given allows all."""
-
-    read_only: Annotated[
-        bool,
-        Parameter(
-            env_var="PREFECT_ROLLOUT_MCP_READ_ONLY", negative="", help="Offer only tools that write nothing."
-        ),
-    ] = False
-    allow_app: Annotated[
-        list[str] | None,
-        Parameter(
-            env_var="PREFECT_ROLLOUT_MCP_ALLOW_APPS",
-            negative="",
-            help="Only apps of this id; may be repeated.",
-        ),
-    ] = None
-    allow_deployment: Annotated[
-        list[str] | None,
-        Parameter(
-            env_var="PREFECT_ROLLOUT_MCP_ALLOW_DEPLOYMENTS",
-            negative="",
-            help="Only deployments of this name; may be repeated.",
-        ),
-    ] = None
-    allow_cluster: Annotated[
-        list[str] | None,
-        Parameter(
-            env_var="PREFECT_ROLLOUT_MCP_ALLOW_CLUSTERS",
-            negative="",
-            help="Only this cluster; may be repeated. Requests then have to name their clusters.",
-        ),
-    ] = None
-    allow_target: Annotated[
-        list[str] | None,
-        Parameter(
-            env_var="PREFECT_ROLLOUT_MCP_ALLOW_TARGETS",
-            negative="",
-            help="Only this block, as type-slug/name; may be repeated.",
-        ),
-    ] = None
-
-    def permits(self) -> "Permits":
-        """The same for the server."""
-        from prefect_rollout.mcp.permits import Permits
-
-        return Permits(
-            read_only=self.read_only,
-            apps=self.allow_app or (),
-            deployments=self.allow_deployment or (),
-            clusters=self.allow_cluster or (),
-            targets=self.allow_target or (),
-        )
-
-
-Host = Annotated[
-    str, Parameter(help="Address to listen on over HTTP; beyond this machine, put TLS in front.")
-]
-McpPort = Annotated[int, Parameter(help="Port to listen on over HTTP.", validator=Number(gte=1, lte=65535))]
-_MCP_PORT = 8361
-
-
-@app.command
-def mcp(
-    allowing: Allowing | None = None,
-    *,
-    http: Annotated[
-        bool,
-        Parameter(help="Serve over HTTP, to clients that send PREFECT_ROLLOUT_MCP_TOKEN.", negative=""),
-    ] = False,
-    host: Host = "127.0.0.1",
-    port: McpPort = _MCP_PORT,
-    allowed_host: Annotated[
-        list[str] | None,
-        Parameter(
-            help="Name by which clients reach it over HTTP, behind a proxy; may be repeated.", negative=""
-        ),
-    ] = None,
-) -> int:
-    """Run the MCP server for an assistant: over standard input and output, or over HTTP."""
-    embedded.prepare()
-    from prefect_rollout.mcp import serve
-
-    permits = (allowing or Allowing()).permits()
-    if not http:
-        serve.stdio(permits)
-        return 0
-    token = serve.token_of_environment()
-    with contextlib.suppress(KeyboardInterrupt):  # as it is meant to be ended
-        serve.http(
-            permits, host=host, port=port, allowed_hosts=allowed_host or (), token=token, said=_say_plainly
-        )
-    return 0
-
-
-@app.command
-def up(allowing: Allowing | None = None, *, host: Host = "127.0.0.1", port: McpPort = _MCP_PORT) -> int:
-    """Run a Prefect server with its UI, a runner and MCP over HTTP, until Ctrl-C."""
-    embedded.prepare()
-    from prefect_rollout.mcp import serve
-
-    with contextlib.suppress(KeyboardInterrupt):  # as it is meant to be ended
-        serve.up((allowing or Allowing()).permits(), host=host, port=port, said=_say_plainly)
-    return 0
-
-
-def _say_plainly(line: str) -> None:
-    err.print(line, markup=False, soft_wrap=True)
 
 
 def _images(given: list[str] | None) -> dict[str, str] | None:
@@ -647,7 +527,7 @@ def _conduct(
     work: "Callable[[], Coroutine[Any, Any, ReleaseResult | BatchResult]]", stdout: TextIO | None
 ) -> int:
     """Runs a flow in this process, shows its progress, says how it ended, returns the exit code."""
-    err.print(f"Prefect API: {embedded.api_in_use()}", markup=False, soft_wrap=True)
+    say(f"Prefect API: {embedded.api_in_use()}")
     if embedded.in_use():
         err.print("It starts with this command, which takes some seconds, and ends with it.")
     from prefect.exceptions import Abort, TerminationSignal
@@ -716,17 +596,17 @@ def _end(
     """Says how a release ended, to a person and, where `stdout` is given, as JSON; the exit code."""
     outcome = result.outcome if result else Outcome.FAILED
     if error:
-        _complain(error)
+        complain(error)
     elif result and result.outcome is Outcome.PLANNED:
         for line in _planned(result):
-            err.print(line, markup=False, soft_wrap=True)
+            say(line)
     elif result:
         done = _released(result) if isinstance(result, ReleaseResult) else f"Done: {result.counted}."
-        err.print(done, style="green", markup=False, soft_wrap=True)
+        say(done, style="green")
     over = isinstance(error, NotApprovedError) and error.rejected
     if error and not over and (run_id := _to_go_on_with(result)):
         ours = _command("prefect-rollout")
-        err.print(f"Go on with it: {ours} retry {run_id}", markup=False, soft_wrap=True)
+        say(f"Go on with it: {ours} retry {run_id}")
     if stdout:
         document: dict[str, Any] = result.model_dump(mode="json") if result else {"outcome": outcome.value}
         if error:
@@ -782,15 +662,6 @@ def _template(result: ReleaseResult) -> str:
     return f"template {one_line(', '.join(ids))}{images}"
 
 
-def _complain(error: RolloutError) -> None:
-    kind = "Failed"
-    if isinstance(error, ReleaseTimedOutError):
-        kind = "Timed out"
-    elif isinstance(error, ReleaseCancelledError):
-        kind = "Cancelled"
-    err.print(f"{kind}: {error}", style="red", markup=False, soft_wrap=True)
-
-
 def _ask(variable: str, question: str, default: str = "", *, secret: bool = False) -> str:
     """What the user answers; without a terminal to ask on, an error that names the variable."""
     if not sys.stdin.isatty():
@@ -822,23 +693,3 @@ def _stdout_for_json(wanted: bool) -> Iterator[TextIO | None]:
         finally:
             sys.stdout.flush()
             os.dup2(stdout.fileno(), 1)
-
-
-def main() -> None:
-    """The console script."""
-    # SIGTERM ends the embedded API with the command, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        code = app(exit_on_error=False, error_console=err, result_action="return_value")
-    except CycloptsError as error:
-        code = WRONG_USE  # cyclopts has said what is wrong
-        if "--json" in sys.argv:
-            wrong = InputError(one_line(error))
-            sys.stdout.write(json_line({"outcome": Outcome.FAILED, "error": wrong.to_dict()}) + "\n")
-    except RolloutError as error:
-        _complain(error)
-        code = WRONG_USE
-    except KeyboardInterrupt:
-        err.print("\nInterrupted. What was published by now stays published.")
-        code = 130
-    sys.exit(code if isinstance(code, int) else 0)

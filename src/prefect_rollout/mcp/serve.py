@@ -17,7 +17,7 @@ from prefect_rollout import embedded
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.local import HOME, PASSWORD
 from prefect_rollout.mcp.permits import Permits
-from prefect_rollout.mcp.tools import make_server
+from prefect_rollout.mcp.server import Server
 from prefect_rollout.mcp.work import Work
 
 TOKEN = "PREFECT_ROLLOUT_MCP_TOKEN"  # noqa: S105 - the name of a variable
@@ -27,7 +27,7 @@ _TOKEN_FILE = "mcp-token"  # noqa: S105 - the name of a file
 
 def stdio(permits: Permits) -> None:
     """Serves the client that started this process, until it goes away."""
-    server = make_server(Work(permits, HOME), stdio=True)
+    server = Server(Work(permits, HOME), stdio=True)
     asyncio.run(server.run_stdio_async())
 
 
@@ -68,7 +68,7 @@ def http(
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     url = AnyHttpUrl(f"{address}/mcp")
     work = Work(permits, HOME)
-    server = make_server(
+    server = Server(
         work,
         stdio=False,
         token_verifier=_Bearer(token),

@@ -2,21 +2,16 @@
 
 import getpass
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from mcp.server import MCPServer
-from mcp.server.auth.provider import TokenVerifier
-from mcp.server.auth.settings import AuthSettings
 from mcp.server.elicitation import AcceptedElicitation, ElicitationResult
 from mcp.server.mcpserver import Context, Elicit, Resolve
 from mcp.server.mcpserver.exceptions import ToolError
-from mcp.server.mcpserver.tools import Tool
 from mcp_types import ToolAnnotations
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field
 
 from prefect_rollout.errors import InputError
 from prefect_rollout.mcp.answers import (
@@ -29,7 +24,7 @@ from prefect_rollout.mcp.answers import (
     Submitted,
     Templates,
 )
-from prefect_rollout.mcp.quoting import RULE, unquoted
+from prefect_rollout.mcp.quoting import unquoted
 from prefect_rollout.mcp.work import Tooling, Work
 from prefect_rollout.models import (
     Checked,
@@ -37,26 +32,11 @@ from prefect_rollout.models import (
     Request,
     RollbackRequest,
     ScaleRequest,
-    first_mistake,
     same_id,
 )
 from prefect_rollout.plan import BatchRequest
 from prefect_rollout.settings import CloudEnvironment, cloud_environment
 from prefect_rollout.text import one_line
-
-INSTRUCTIONS = f"""\
-Releases applications on a container cloud, as Prefect flow runs: each release has an id and a page in the
-Prefect UI, goes on when this connection ends, and can be followed, cancelled and retried by its id.
-
-To release: plan_release shows what would change and a plan hash; show that to the user; then call
-deploy_latest_image (or rollback, restart, scale, deploy_batch) with confirm=<plan hash>. It answers at once
-with a flow_run_id. Follow it with get_release and wait_seconds until `ended` is true. Only the outcome
-`released` means that the new version is live everywhere; with any other, tell the user `verdict`, `live`
-and `next`. A failed run is gone on with by retry_release, which repeats no write that was done.
-
-The same request within ten minutes is the same release. No tool approves a release that waits for a person.
-{RULE}
-"""
 
 READS = ToolAnnotations(read_only_hint=True, open_world_hint=True)
 PLANS = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=True)
@@ -265,20 +245,26 @@ class Tools:
         self._environment = environment
         self._stdio = stdio
 
-    def declared(self, *, read_only: bool) -> Iterator[Tool]:
-        """All tools, or those that write nothing."""
-        yield _tool(self._planning(), "Plan a release", PLANS)
-        yield _tool(self.get_release, "Follow a release", READS)
-        yield _tool(self.list_releases, "List releases", READS)
-        yield _tool(self.get_release_logs, "Read a release's log", READS)
-        yield _tool(self.list_templates, "List a deployment's templates", READS)
-        yield _tool(self.get_deployment_status, "See what is live", READS)
+    def add_to(self, server: MCPServer[None], *, read_only: bool) -> None:
+        """Adds all tools, or those that write nothing."""
+        server.add_tool(self._planning(), title="Plan a release", annotations=PLANS)
+        server.add_tool(self.get_release, title="Follow a release", annotations=READS)
+        server.add_tool(self.list_releases, title="List releases", annotations=READS)
+        server.add_tool(self.get_release_logs, title="Read a release's log", annotations=READS)
+        server.add_tool(self.list_templates, title="List a deployment's templates", annotations=READS)
+        server.add_tool(self.get_deployment_status, title="See what is live", annotations=READS)
         if read_only:
             return
         for submitting in SUBMITTING.values():
-            yield _tool(self._submitting(submitting), submitting.title, WRITES, submitting)
-        yield _tool(self.cancel_release, "Cancel a release", STOPS)
-        yield _tool(self._retrying(), "Go on with a release", WRITES)
+            server.add_tool(
+                self._submitting(submitting),
+                name=submitting.tool,
+                title=submitting.title,
+                description=submitting.description,
+                annotations=WRITES,
+            )
+        server.add_tool(self.cancel_release, title="Cancel a release", annotations=STOPS)
+        server.add_tool(self._retrying(), title="Go on with a release", annotations=WRITES)
 
     # ---- reading ----
 
@@ -612,36 +598,6 @@ class Tools:
         return one_line(f"{getpass.getuser()} by {client}" if self._stdio else client, 200)
 
 
-class _Tool(Tool):
-    """A tool whose wrong arguments are told in a sentence: the SDK's text is pydantic's."""
-
-    async def run(
-        self, arguments: dict[str, Any], context: Context[Any, Any], convert_result: bool = False
-    ) -> Any:
-        """As the SDK's."""
-        try:
-            return await super().run(arguments, context, convert_result)
-        except ToolError as error:
-            if isinstance(error.__cause__, ValidationError):
-                mistake = first_mistake(error.__cause__)
-                raise ToolError(
-                    f"{mistake}. Correct it by the tool's schema; nothing was submitted."
-                ) from error
-            raise
-
-
-def _tool(
-    fn: Callable[..., Any], title: str, annotations: ToolAnnotations, submitting: Submitting | None = None
-) -> Tool:
-    return _Tool.from_function(
-        fn,
-        name=submitting.tool if submitting else None,
-        title=title,
-        description=submitting.description if submitting else inspect.getdoc(fn),
-        annotations=annotations,
-    )
-
-
 @dataclass(frozen=True)
 class _Asking:
     prepare: Callable[..., Awaitable[Prepared]]
@@ -723,50 +679,19 @@ def release_and_watch(app_id: str = "", deployment: str = "") -> str:
     )
 
 
-def make_server(
-    work: Work,
-    *,
-    stdio: bool,
-    token_verifier: TokenVerifier | None = None,
-    auth: AuthSettings | None = None,
-) -> MCPServer[None]:
-    """The MCP server, ready to be run.
+def declare(server: MCPServer[None], work: Work, *, stdio: bool) -> None:
+    """Adds the tools, the resource and the prompt to a server.
 
     Args:
-        work: what its tools work with.
-        stdio: whether it speaks to one client of this machine's user.
-        token_verifier: checks bearer tokens, over HTTP.
-        auth: goes with it.
+        server: has none yet.
+        work: what the tools work with.
+        stdio: whether the server speaks to one client of this machine's user.
 
     Raises:
         ConfigurationError: a variable of the article's cannot be used.
     """
-
-    @asynccontextmanager
-    async def lifespan(_server: MCPServer[None]) -> AsyncIterator[None]:
-        try:
-            yield
-        finally:
-            await work.close()
-
-    async def behind_the_first_answer(ctx: Any, call_next: Any) -> Any:
-        answer = await call_next(ctx)
-        work.begin()
-        return answer
-
     tools = Tools(work, cloud_environment(), stdio=stdio)
-    server: MCPServer[None] = MCPServer(
-        "prefect-rollout",
-        title="Releases on a container cloud",
-        instructions=INSTRUCTIONS,
-        version=version("prefect-rollout"),
-        lifespan=lifespan,
-        middleware=[behind_the_first_answer],
-        log_level="WARNING",
-        token_verifier=token_verifier,
-        auth=auth,
-        tools=list(tools.declared(read_only=work.permits.read_only)),
-    )
+    tools.add_to(server, read_only=work.permits.read_only)
     server.resource(
         "release://{flow_run_id}",
         title="A release",
@@ -776,4 +701,3 @@ def make_server(
     server.prompt(title="Release and watch", description="Release a deployment and follow it to its end.")(
         release_and_watch
     )
-    return server

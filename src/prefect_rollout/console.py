@@ -1,0 +1,65 @@
+"""What all commands have in common: where they speak to a person, and how they end."""
+
+import signal
+import sys
+
+from cyclopts import App, CycloptsError
+from rich.console import Console
+
+from prefect_rollout.errors import (
+    InputError,
+    ReleaseCancelledError,
+    ReleaseTimedOutError,
+    RolloutError,
+)
+from prefect_rollout.text import json_line, one_line
+
+WRONG_USE = 2
+"""The exit code of wrong use or configuration."""
+
+
+class QuietConsole(Console):
+    """A console whose reader may go away: the release goes on all the same."""
+
+    def on_broken_pipe(self) -> None:
+        """Says nothing more."""
+        self.quiet = True
+
+
+# Without emoji: the tag in an image's name such as r/app:bug:1 is no picture.
+err = QuietConsole(stderr=True, highlight=False, emoji=False)
+
+
+def say(line: str, style: str | None = None) -> None:
+    """Prints a line as it is, whatever its words look like."""
+    err.print(line, style=style, markup=False, soft_wrap=True)
+
+
+def complain(error: RolloutError) -> None:
+    """Says how a command ended that did not end well."""
+    kind = "Failed"
+    if isinstance(error, ReleaseTimedOutError):
+        kind = "Timed out"
+    elif isinstance(error, ReleaseCancelledError):
+        kind = "Cancelled"
+    say(f"{kind}: {error}", style="red")
+
+
+def run(app: App) -> None:
+    """Runs the command that the process was started with, and ends the process."""
+    # SIGTERM ends the embedded API with the command, as Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        code = app(exit_on_error=False, error_console=err, result_action="return_value")
+    except CycloptsError as error:
+        code = WRONG_USE  # cyclopts has said what is wrong
+        if "--json" in sys.argv:
+            wrong = InputError(one_line(error))
+            sys.stdout.write(json_line({"outcome": "failed", "error": wrong.to_dict()}) + "\n")
+    except RolloutError as error:
+        complain(error)
+        code = WRONG_USE
+    except KeyboardInterrupt:
+        err.print("\nInterrupted. What was published by now stays published.")
+        code = 130
+    sys.exit(code if isinstance(code, int) else 0)

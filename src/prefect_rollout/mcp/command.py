@@ -1,0 +1,124 @@
+"""The commands that run the MCP server."""
+
+import contextlib
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Annotated
+
+from cyclopts import App, Parameter
+from cyclopts.validators import Number
+
+from prefect_rollout import embedded
+from prefect_rollout.console import say
+from prefect_rollout.mcp.permits import Permits
+
+app = App(
+    name="prefect-rollout",
+    version=version("prefect-rollout"),
+    help_format="plaintext",
+    suppress_keyboard_interrupt=False,
+)
+"""The command line where it is started as `prefect-rollout mcp`."""
+
+
+@Parameter(name="*")
+@dataclass(kw_only=True)
+class Allowing:
+    """What MCP clients may ask for. Patterns may hold `*`; none given allows all."""
+
+    read_only: Annotated[
+        bool,
+        Parameter(
+            env_var="PREFECT_ROLLOUT_MCP_READ_ONLY", negative="", help="Offer only tools that write nothing."
+        ),
+    ] = False
+    allow_app: Annotated[
+        list[str] | None,
+        Parameter(
+            env_var="PREFECT_ROLLOUT_MCP_ALLOW_APPS",
+            negative="",
+            help="Only apps of this id; may be repeated.",
+        ),
+    ] = None
+    allow_deployment: Annotated[
+        list[str] | None,
+        Parameter(
+            env_var="PREFECT_ROLLOUT_MCP_ALLOW_DEPLOYMENTS",
+            negative="",
+            help="Only deployments of this name; may be repeated.",
+        ),
+    ] = None
+    allow_cluster: Annotated[
+        list[str] | None,
+        Parameter(
+            env_var="PREFECT_ROLLOUT_MCP_ALLOW_CLUSTERS",
+            negative="",
+            help="Only this cluster; may be repeated. Requests then have to name their clusters.",
+        ),
+    ] = None
+    allow_target: Annotated[
+        list[str] | None,
+        Parameter(
+            env_var="PREFECT_ROLLOUT_MCP_ALLOW_TARGETS",
+            negative="",
+            help="Only this block, as type-slug/name; may be repeated.",
+        ),
+    ] = None
+
+    def permits(self) -> Permits:
+        """The same for the server."""
+        return Permits(
+            read_only=self.read_only,
+            apps=self.allow_app or (),
+            deployments=self.allow_deployment or (),
+            clusters=self.allow_cluster or (),
+            targets=self.allow_target or (),
+        )
+
+
+Host = Annotated[
+    str, Parameter(help="Address to listen on over HTTP; beyond this machine, put TLS in front.")
+]
+McpPort = Annotated[int, Parameter(help="Port to listen on over HTTP.", validator=Number(gte=1, lte=65535))]
+_MCP_PORT = 8361
+
+
+@app.command
+def mcp(
+    allowing: Allowing | None = None,
+    *,
+    http: Annotated[
+        bool,
+        Parameter(help="Serve over HTTP, to clients that send PREFECT_ROLLOUT_MCP_TOKEN.", negative=""),
+    ] = False,
+    host: Host = "127.0.0.1",
+    port: McpPort = _MCP_PORT,
+    allowed_host: Annotated[
+        list[str] | None,
+        Parameter(
+            help="Name by which clients reach it over HTTP, behind a proxy; may be repeated.", negative=""
+        ),
+    ] = None,
+) -> int:
+    """Run the MCP server for an assistant: over standard input and output, or over HTTP."""
+    embedded.prepare()
+    from prefect_rollout.mcp import serve
+
+    permits = (allowing or Allowing()).permits()
+    if not http:
+        serve.stdio(permits)
+        return 0
+    token = serve.token_of_environment()
+    with contextlib.suppress(KeyboardInterrupt):  # as it is meant to be ended
+        serve.http(permits, host=host, port=port, allowed_hosts=allowed_host or (), token=token, said=say)
+    return 0
+
+
+def up(allowing: Allowing | None = None, *, host: Host = "127.0.0.1", port: McpPort = _MCP_PORT) -> int:
+    """Run a Prefect server with its UI, a runner and MCP over HTTP, until Ctrl-C."""
+    embedded.prepare()
+    from prefect_rollout.mcp import serve
+
+    with contextlib.suppress(KeyboardInterrupt):  # as it is meant to be ended
+        serve.up((allowing or Allowing()).permits(), host=host, port=port, said=say)
+    return 0
