@@ -201,18 +201,26 @@ async def leave_record(result: BaseModel) -> None:
     await Artifact(type=RECORD, data=result.model_dump(mode="json")).acreate()
 
 
-async def record_of(client: PrefectClient, run_id: UUID) -> dict[str, Any] | None:
-    """The result that the last try of a run left, as `--json` prints it; `None` where none did."""
+async def record_of(client: PrefectClient, run: FlowRun) -> dict[str, Any] | None:
+    """The result that the last try of a run left, as `--json` prints it; `None` where it left none."""
     found = await client.read_artifacts(
         artifact_filter=ArtifactFilter(
-            flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]),
+            flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]),
             type=ArtifactFilterType(any_=[RECORD]),
         ),
         sort=ArtifactSort.CREATED_DESC,
         limit=1,
     )
+    if not found:
+        return None
+    states = await client.read_flow_run_states(run.id)
+    # A retry that was cancelled before it ran was scheduled, and no more.
+    begun = [state.timestamp for state in states if state.is_running() or state.is_scheduled()]
+    left = found[0].created
+    if begun and left and left < max(begun):  # by an earlier try
+        return None
     try:
-        record = json.loads(str(found[0].data)) if found else None
+        record = json.loads(str(found[0].data))
     except ValueError:  # of somebody else's making
         return None
     return record if isinstance(record, dict) else None

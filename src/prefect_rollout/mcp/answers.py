@@ -140,10 +140,13 @@ class Submitted(BaseModel):
     repeated: bool = Field(
         description="True: the same request was made within ten minutes, and this is the run it started then."
     )
-    outcome: Outcome | None = Field(default=None, description="How it ended, if it has.")
+    outcome: Outcome | None = Field(
+        default=None, description="How it ended, if it has: released is the only good end."
+    )
+    verdict: str = Field(default="", description="How it stands or ended, in a sentence.")
+    live: str = Field(default="", description="What each cluster runs by the last look, once it has ended.")
     next: str = Field(description="What to do now.")
     ui_link: str = Field(description="The flow run's page in the Prefect UI, for a person.")
-    release: Release | None = Field(default=None, description="With wait_seconds: all about it by then.")
 
 
 class Planned(BaseModel):
@@ -295,6 +298,16 @@ def steps_of(action: str, seen: Mapping[str, tuple[StepState, float | None]]) ->
         Step(number=number, step=name, state=seen.get(name, waiting)[0], seconds=seen.get(name, waiting)[1])
         for number, name in enumerate(names, 1)
     ]
+
+
+def steps_done(record: Mapping[str, Any]) -> dict[str, tuple[StepState, float | None]]:
+    """The steps that a release's record tells of: it is there before Prefect has recorded all task runs."""
+    failed = (record.get("error") or {}).get("step")
+    found: dict[str, tuple[StepState, float | None]] = {
+        str(step): ("failed" if step == failed else "done", round(float(seconds), 1))
+        for step, seconds in (record.get("seconds") or {}).items()
+    }
+    return {**found, STEPS[-1]: ("done", None)}
 
 
 def diagnosis_of(error: Mapping[str, Any]) -> Diagnosis:

@@ -48,11 +48,10 @@ def advice_of(error: dict[str, Any]) -> str:
 
 def told(error: RolloutError) -> str:
     """An error for a model: what was wrong, and what to do."""
-    # What the caller gave or this machine's settings have wrong is told in words of ours.
-    ours = isinstance(error, InputError | ConfigurationError)
-    problem = one_line(error.problem, 2000) if ours else quoted(error.problem)
-    advice = one_line(error.advice, 1000) if ours else advice_of({"advice": error.advice})
-    return f"{problem}. {advice}"
+    if isinstance(error, InputError | ConfigurationError):
+        # What the caller gave or this machine's settings have wrong is told in words of ours.
+        return one_line(error, 8000)
+    return f"{quoted(error.problem)}. {advice_of({'advice': error.advice})}"
 
 
 def _kinds(kind: type[RolloutError]) -> list[type[RolloutError]]:

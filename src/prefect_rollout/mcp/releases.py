@@ -141,7 +141,7 @@ async def record_of(api: Api, found: "Found") -> dict[str, Any] | None:
         ConfigurationError: the API did not answer.
     """
     with answering():
-        return await ledger.record_of(api.client, found.run.id)
+        return await ledger.record_of(api.client, found.run)
 
 
 # ---- finding ------------------------------------------------------------------------------------
@@ -231,9 +231,7 @@ async def look(api: Api, found: Found, *, live: bool = True) -> answers.Release:
     ended = state is not None and state.is_final()
     with answering():
         steps = await _tasks(api, run)
-        record = await ledger.record_of(api.client, run.id) if ended else None
-    if record is not None and _tries(record) < run.run_count and not ended:
-        record = None
+        record = await ledger.record_of(api.client, run) if ended else None
     release = answers.Release(
         flow_run_id=str(run.id),
         name=quoted(run.name, 300),
@@ -252,13 +250,15 @@ async def look(api: Api, found: Found, *, live: bool = True) -> answers.Release:
         confirm_retry=retry_token(run) if ended and _refusal(run) is None else "",
     )
     if flow != "deploy-batch":
-        release.steps = answers.steps_of(
-            "deploy" if flow == "deploy-latest-image" else flow, _seen(steps, run)
-        )
+        action = "deploy" if flow == "deploy-latest-image" else flow
+        seen = _seen(steps, run) | (answers.steps_done(record) if record else {})
+        release.steps = answers.steps_of(action, seen)
     advice = ""
     if record is not None:
         release, advice = _with_record(release, record)
-    elif flow == "deploy-batch":
+    elif ended and state is not None:
+        release.outcome = _OUTCOMES.get(str(state.name))
+    if flow == "deploy-batch" and record is None:
         release = await _with_children(api, release, run)
     if live and not release.clusters and not release.dry_run and flow != "deploy-batch" and run.start_time:
         # It runs, or ended before it knew: the platform says what is live.
@@ -266,11 +266,6 @@ async def look(api: Api, found: Found, *, live: bool = True) -> answers.Release:
     release.verdict = release.verdict or _verdict(release, run)
     release.next = _next(release, run, advice)
     return release
-
-
-def _tries(record: Mapping[str, Any]) -> int:
-    tries = record.get("tries")
-    return tries if isinstance(tries, int) else 0
 
 
 def _with_record(release: answers.Release, record: Mapping[str, Any]) -> tuple[answers.Release, str]:
@@ -331,6 +326,15 @@ async def _tasks(api: Api, run: FlowRun) -> list[TaskRun]:
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), limit=200
     )
 
+
+_OUTCOMES = {
+    "Cancelled": Outcome.CANCELLED,
+    "Failed": Outcome.FAILED,
+    "TimedOut": Outcome.FAILED,
+    "Skipped": Outcome.SKIPPED,
+    "Rejected": Outcome.CANCELLED,
+}
+"""How a run ended that left no record, by its state's name; of one that crashed, nobody knows."""
 
 _STATES: dict[StateType, StepState] = {
     StateType.COMPLETED: "done",

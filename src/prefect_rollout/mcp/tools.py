@@ -247,24 +247,24 @@ class Tools:
 
     def add_to(self, server: MCPServer[None], *, read_only: bool) -> None:
         """Adds all tools, or those that write nothing."""
-        server.add_tool(self._planning(), title="Plan a release", annotations=PLANS)
-        server.add_tool(self.get_release, title="Follow a release", annotations=READS)
-        server.add_tool(self.list_releases, title="List releases", annotations=READS)
-        server.add_tool(self.get_release_logs, title="Read a release's log", annotations=READS)
-        server.add_tool(self.list_templates, title="List a deployment's templates", annotations=READS)
-        server.add_tool(self.get_deployment_status, title="See what is live", annotations=READS)
+
+        def add(tool: Callable[..., Any], title: str, annotations: ToolAnnotations) -> None:
+            server.add_tool(tool, title=title, description=inspect.getdoc(tool), annotations=annotations)
+
+        add(self._planning(), "Plan a release", PLANS)
+        add(self.get_release, "Follow a release", READS)
+        add(self.list_releases, "List releases", READS)
+        add(self.get_release_logs, "Read a release's log", READS)
+        add(self.list_templates, "List a deployment's templates", READS)
+        add(self.get_deployment_status, "See what is live", READS)
         if read_only:
             return
         for submitting in SUBMITTING.values():
-            server.add_tool(
-                self._submitting(submitting),
-                name=submitting.tool,
-                title=submitting.title,
-                description=submitting.description,
-                annotations=WRITES,
-            )
-        server.add_tool(self.cancel_release, title="Cancel a release", annotations=STOPS)
-        server.add_tool(self._retrying(), title="Go on with a release", annotations=WRITES)
+            tool = self._submitting(submitting)
+            tool.__name__, tool.__doc__ = submitting.tool, submitting.description
+            add(tool, submitting.title, WRITES)
+        add(self.cancel_release, "Cancel a release", STOPS)
+        add(self._retrying(), "Go on with a release", WRITES)
 
     # ---- reading ----
 
@@ -360,7 +360,10 @@ class Tools:
     def _planning(self) -> Callable[..., Awaitable[Planned]]:
         async def plan_release(
             ctx: Context,
-            action: Literal["deploy", "batch", "rollback", "restart", "scale"] = "deploy",
+            action: Annotated[
+                Literal["deploy", "batch", "rollback", "restart", "scale"],
+                Field(description="What to plan; batch takes `plan`, the others app_id and deployment."),
+            ] = "deploy",
             wait_seconds: Annotated[float, Field(ge=0, le=50, description="Wait so long for the plan.")] = 30,
             **given: Any,
         ) -> Planned:
@@ -387,7 +390,8 @@ class Tools:
 
         arguments = {name: (kind, default) for name, (kind, default) in ARGUMENTS.items()}
         for name in ("replicas", "plan"):
-            arguments[name] = (Annotated[arguments[name][0] | None, Field()], None)
+            kind = arguments[name][0]
+            arguments[name] = (Annotated[kind.__origin__ | None, *kind.__metadata__], None)
         return _with_arguments(plan_release, arguments)
 
     async def _plan(
@@ -475,9 +479,10 @@ class Tools:
             state=release.state,
             repeated=repeated,
             outcome=release.outcome,
+            verdict=release.verdict,
+            live=release.live,
             next=release.next + again,
             ui_link=release.ui_link,
-            release=release if wait_seconds else None,
         )
 
     # ---- cancelling and retrying ----
