@@ -63,6 +63,8 @@ class ContainerCloud(TargetBlock):
     )
     _documentation_url = HttpUrl("https://pypi.org/project/prefect-rollout/")
 
+    variables: ClassVar[str] = "K8S_KEY_ID and K8S_SECRET_KEY"
+
     # A mistake in one field must not print the others, the secret among them.
     model_config = ConfigDict(hide_input_in_errors=True)
 

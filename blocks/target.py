@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from contextvars import ContextVar
-from typing import Any, NamedTuple, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 from prefect.blocks.abstract import CredentialsBlock
 from prefect.blocks.core import Block, UnknownBlockType
@@ -23,6 +23,9 @@ class TargetBlock(CredentialsBlock, ABC):
     Attributes:
         windows: Name of the release-windows block that its releases obey.
     """
+
+    variables: ClassVar[str] = "the environment variables of its credentials"
+    """The environment variables without which `from_environment` makes no block, for a person."""
 
     windows: str = Field(
         default="default",
@@ -80,7 +83,10 @@ async def load_target(target: str) -> TargetBlock:
     if block is None and name == "default":
         block = kind.from_environment()
     if block is None:
-        raise ConfigurationError(f"target: there is no block {one_line(target, 120)}", field="target")
+        advice = f"Set {kind.variables}, or run `prefect-rollout configure`." if name == "default" else None
+        raise ConfigurationError(
+            f"target: there is no block {one_line(target, 120)}", advice=advice, field="target"
+        )
     return block
 
 

@@ -462,7 +462,9 @@ def test_the_inspector_lists_and_calls_every_tool(make_cloud: Any, home: Path, i
     called = set()
 
     def inspect(*arguments: str, refused: bool = False) -> dict[str, Any]:
-        command = [*inspector, str(OURS), "mcp", *arguments]
+        # It hands its server the variables that it is given, and no others.
+        given = [part for name, value in cloud.environment.items() for part in ("-e", f"{name}={value}")]
+        command = [*inspector, str(OURS), "mcp", *given, *arguments]
         ended = subprocess.run(
             command, env=variables, capture_output=True, text=True, timeout=120, check=False
         )
