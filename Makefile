@@ -23,7 +23,7 @@ demo: $(SYNC) ## release the article's app on the simulated cloud
 	@.venv/bin/prefect-rollout demo
 
 test: $(SYNC) ## the suite
-	.venv/bin/pytest
+	.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile
 
 check: types ## lint, format and types
 	.venv/bin/ruff check .

@@ -41,7 +41,21 @@ from prefect.events.worker import EventsWorker  # noqa: E402
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
 from prefect_rollout.simulator import Scenario, SimulatorServer  # noqa: E402
-from support import BIN, Cloud, free_port, tables  # noqa: E402
+from support import BIN, Cloud, cells, free_port, tables  # noqa: E402
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Hands what this process's tests recorded cell by cell to the process that prints it."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["cells"] = cells
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Takes over what a worker's tests recorded."""
+    for title, rows in getattr(node, "workeroutput", {}).get("cells", {}).items():
+        for row, columns in rows.items():
+            cells.setdefault(title, {}).setdefault(row, {}).update(columns)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

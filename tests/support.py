@@ -195,17 +195,18 @@ class DoorSigner(StarkHmacSigner):
 
 # ---- tables at the end of a run -----------------------------------------------------------------
 
-_tables: dict[str, dict[str, dict[str, str]]] = {}
+cells: dict[str, dict[str, dict[str, str]]] = {}
+"""What was recorded: `{table: {row: {column: outcome}}}`."""
 
 
 def record_cell(table: str, row: str, column: str, outcome: str) -> None:
     """Has `outcome` stand in a table that is printed after the last test."""
-    _tables.setdefault(table, {}).setdefault(row, {})[column] = outcome
+    cells.setdefault(table, {}).setdefault(str(row), {})[str(column)] = str(outcome)
 
 
 def tables() -> list[tuple[str, list[str]]]:
     """The recorded tables as titles and lines. Columns are lettered, and the letters explained below."""
-    return [(title, _lines(rows)) for title, rows in _tables.items()]
+    return [(title, _lines(rows)) for title, rows in cells.items()]
 
 
 def _lines(rows: dict[str, dict[str, str]]) -> list[str]:
@@ -214,8 +215,8 @@ def _lines(rows: dict[str, dict[str, str]]) -> list[str]:
     label = max(map(len, rows))
     lines = ["  ".join([" " * label, *(letters[column].ljust(widths[column]) for column in letters)])]
     for name, row in rows.items():
-        cells = (row.get(column, "-").ljust(widths[column]) for column in letters)
-        lines.append("  ".join([name.ljust(label), *cells]).rstrip())
+        shown = (row.get(column, "-").ljust(widths[column]) for column in letters)
+        lines.append("  ".join([name.ljust(label), *shown]).rstrip())
     return [*lines, *(f"{letter}  {column}" for column, letter in letters.items())]
 
 
