@@ -21,6 +21,7 @@ from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import ElicitResult
 
+from prefect_rollout import local
 from support import BIN, Cloud, free_port
 
 README = Path(__file__).parent.parent / "README.md"
@@ -295,6 +296,49 @@ async def test_a_service_that_is_killed_is_started_again_and_its_release_gone_on
     assert len(cloud.writes) == 2
 
 
+async def test_a_service_whose_server_ends_is_replaced(make_cloud: Any, home: Path) -> None:
+    cloud = make_cloud(speed=5)
+    async with stdio(environment(home, cloud)) as client:
+        await call(client, "list_releases")
+        (service,) = services(home)
+        for child in service.children():
+            if "server" in child.cmdline():
+                child.kill()
+        async with asyncio.timeout(60):
+            while (await client.call_tool("list_releases", {})).is_error:
+                pass
+        (other,) = services(home)
+        assert other.pid != service.pid
+
+
+@pytest.mark.parametrize("kept", ["", "short"])
+def test_a_secret_that_was_cut_off_is_made_anew(tmp_path: Path, kept: str) -> None:
+    path = tmp_path / "folder" / "password"
+    path.parent.mkdir()
+    path.write_text(kept)
+    made = local.secret_of(path, "rollout:")
+    assert len(made) > 30
+    assert made.startswith("rollout:")
+    assert oct(path.stat().st_mode)[-3:] == "600"
+    assert local.secret_of(path) == made
+
+
+async def test_a_door_that_is_another_programs_by_now_is_passed_by(
+    make_cloud: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = await asyncio.start_server(lambda _reader, _writer: asyncio.sleep(60), "127.0.0.1", 0)
+    folder = tmp_path / ".prefect-rollout" / "local"
+    folder.mkdir(parents=True)
+    door = {"service": "gone", "port": silent.sockets[0].getsockname()[1]}
+    (folder / local.DOOR).write_text(json.dumps(door))
+    monkeypatch.setattr(local, "_GREETING_SECONDS", 1.0)
+    async with silent:
+        lease = await local.attach(folder)
+    assert lease.address.api.startswith("http://127.0.0.1:")
+    await lease.close()
+    stop(tmp_path)
+
+
 async def test_without_a_key_it_says_what_to_set(make_cloud: Any, home: Path) -> None:
     cloud = make_cloud()
     variables = {
@@ -401,14 +445,28 @@ async def test_over_http_a_token_is_needed_and_both_protocols_work(make_cloud: A
                 assert (await ended(client, asked["flow_run_id"]))["outcome"] == "released"
 
 
-def test_over_http_it_does_not_start_without_a_token(make_cloud: Any, home: Path) -> None:
-    for token in ({}, {"PREFECT_ROLLOUT_MCP_TOKEN": "short"}):
-        variables = environment(home, make_cloud(), **token)
+def test_it_does_not_start_with_less_than_it_was_asked_for(make_cloud: Any, home: Path) -> None:
+    given: list[tuple[dict[str, str], list[str], str]] = [
+        ({}, ["--http"], "PREFECT_ROLLOUT_MCP_TOKEN is not set"),
+        ({"PREFECT_ROLLOUT_MCP_TOKEN": "short"}, ["--http"], "PREFECT_ROLLOUT_MCP_TOKEN is too short"),
+        ({"PREFECT_ROLLOUT_MCP_TOKEN": TOKEN}, ["--http", "--host", "a b"], "host: 'a b' is no address"),
+        (
+            {"PREFECT_ROLLOUT_MCP_ALLOW_APPS": ""},
+            [],
+            "ALLOW_APPS is set, and names nothing",
+        ),
+    ]
+    for variables, options, said in given:
         ended = subprocess.run(
-            [OURS, "mcp", "--http"], env=variables, capture_output=True, text=True, timeout=60, check=False
+            [OURS, "mcp", *options],
+            env=environment(home, make_cloud(), **variables),
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
         )
-        assert ended.returncode == 2
-        assert "PREFECT_ROLLOUT_MCP_TOKEN is" in ended.stderr
+        assert ended.returncode == 2, ended.stderr
+        assert said in ended.stderr
 
 
 async def test_up_starts_all_of_it_for_a_person(make_cloud: Any, home: Path) -> None:

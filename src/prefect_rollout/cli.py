@@ -6,7 +6,6 @@ imported inside the commands that need it, so that `--help` answers at once.
 
 import asyncio
 import contextlib
-import getpass
 import os
 import shlex
 import shutil
@@ -29,7 +28,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefect_rollout import embedded
-from prefect_rollout.console import WRONG_USE, QuietConsole, complain, err, say
+from prefect_rollout.console import WRONG_USE, QuietConsole, complain, err, me, say
 from prefect_rollout.difference import plan_lines
 from prefect_rollout.errors import (
     ConfigurationError,
@@ -191,13 +190,6 @@ AsJson = Annotated[
 ]
 
 
-def _me() -> str:
-    try:
-        return getpass.getuser()
-    except (OSError, KeyError):  # a container's user may have no name
-        return ""
-
-
 RequestedBy = Annotated[str | None, Parameter(help="Who asks for it; you, if not given.")]
 WindowWait = Annotated[
     float, Parameter(help="Seconds to wait where a release window is closed; 0 refuses at once.")
@@ -258,7 +250,7 @@ class Common:
         given = asdict(self)
         given["clusters"] = given.pop("cluster")
         if self.requested_by is None:
-            given["requested_by"] = _me()
+            given["requested_by"] = me()
         return given
 
 
@@ -337,7 +329,7 @@ def batch(
         "approval_seconds": approval_seconds,
         "dry_run": dry_run,
         "expect_plan": expect_plan,
-        "requested_by": _me() if requested_by is None else requested_by,
+        "requested_by": me() if requested_by is None else requested_by,
         "window_wait_seconds": window_wait_seconds,
         "break_glass": break_glass,
     }

@@ -1,5 +1,6 @@
 """What all commands have in common: where they speak to a person, and how they end."""
 
+import getpass
 import signal
 import sys
 
@@ -28,6 +29,14 @@ class QuietConsole(Console):
 
 # Without emoji: the tag in an image's name such as r/app:bug:1 is no picture.
 err = QuietConsole(stderr=True, highlight=False, emoji=False)
+
+
+def me() -> str:
+    """Who runs this process, as far as that is known."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):  # a container's user may have no name
+        return ""
 
 
 def say(line: str, style: str | None = None) -> None:

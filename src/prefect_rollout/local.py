@@ -8,15 +8,17 @@ last one has closed, be it because its process was killed, the service ends.
 import asyncio
 import json
 import os
+import secrets
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from prefect_rollout.errors import ConfigurationError
+from prefect_rollout.text import one_line
 
 HOME = Path.home() / ".prefect-rollout" / "local"
 """Where the service keeps its database, results, password and logs."""
@@ -28,6 +30,12 @@ PASSWORD = "password"  # noqa: S105 - the name of a file
 """The file in `HOME` with the password of the server."""
 
 DOOR, _LOG = "service.json", "service.log"
+
+_SECRET_LENGTH = 16
+_LARGEST_LOG = 5 * 2**20
+
+# How long a door may be silent: it may be that of a service that is no more, and another program's now.
+_GREETING_SECONDS = 10.0
 
 # A service that does not answer at once is about to start, or about to end.
 _TRY_AGAIN_SECONDS = 0.1
@@ -73,12 +81,11 @@ class Lease:
             await self._writer.wait_closed()
 
 
-async def attach(home: Path = HOME, told: Callable[[str], None] = lambda _what: None) -> Lease:
+async def attach(home: Path = HOME) -> Lease:
     """A lease of the service, which is started where it does not run; returns when it is ready.
 
     Args:
         home: the service's folder.
-        told: is called with what is waited for.
 
     Raises:
         ConfigurationError: it did not start, or not in time; its log is named.
@@ -94,8 +101,10 @@ async def attach(home: Path = HOME, told: Callable[[str], None] = lambda _what: 
             raise _not_started(home, f"it ended with exit code {spawned.returncode}")
         if now - spawned_at > _SPAWN_AGAIN_SECONDS and (spawned is None or spawned.poll() is not None):
             # Of several that start at once, all but one find the lock taken and end.
-            told("starting the local Prefect server")
-            spawned, spawned_at = _spawn(home), now
+            try:
+                spawned, spawned_at = _spawn(home), now
+            except OSError as error:
+                raise _not_started(home, one_line(error, 200)) from error
         await asyncio.sleep(_TRY_AGAIN_SECONDS)
     raise _not_started(home, f"it was not ready within {START_SECONDS:.0f} s")
 
@@ -114,10 +123,13 @@ async def _connect(home: Path, until: float) -> Lease | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     try:
-        # It is said once the server answers. Nothing is said where the service ends before.
-        async with asyncio.timeout(max(0.1, until - time.monotonic())):
-            said = json.loads(await reader.readline())
-        if said["service"] == door["service"]:
+        async with asyncio.timeout(_GREETING_SECONDS):
+            greeting = json.loads(await reader.readline())
+        # It may be another program's port by now.
+        if greeting["service"] == door["service"]:
+            # Said once the server answers; nothing is said where the service ends before.
+            async with asyncio.timeout(max(0.1, until - time.monotonic())):
+                said = json.loads(await reader.readline())
             password = (home / PASSWORD).read_text(encoding="ascii").strip()
             return Lease(Address(said["api"], password, home), reader, writer)
     except (OSError, ValueError, KeyError, TypeError, TimeoutError):
@@ -126,16 +138,42 @@ async def _connect(home: Path, until: float) -> Lease | None:
     return None
 
 
+def secret_of(path: Path, prefix: str = "") -> str:
+    """The secret that a file keeps; a new one where it keeps none.
+
+    Raises:
+        OSError: it can neither be read nor made.
+    """
+    with suppress(OSError, ValueError):
+        if len(kept := path.read_text(encoding="ascii").strip()) >= _SECRET_LENGTH:
+            return kept
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # All of it or nothing: a file that was cut off would be a secret that everybody knows.
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, encoding="ascii", delete=False) as file:
+        file.write(prefix + secrets.token_urlsafe(24))
+    Path(file.name).replace(path)  # made with mode 0600
+    return path.read_text(encoding="ascii").strip()
+
+
+def log_of(path: Path) -> Path:
+    """The path of a log, emptied where it has grown large."""
+    with suppress(OSError):
+        if path.stat().st_size > _LARGEST_LOG:
+            path.unlink()
+    return path
+
+
 def _spawn(home: Path) -> subprocess.Popen[bytes]:
     """Starts the service as a process that outlives this one, and hears no Ctrl-C of its terminal."""
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     home.chmod(0o700)
     # No key of this process: the service may serve others too, with keys of their own.
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("K8S_")}
+    foreign = ("K8S_", "PREFECT_ROLLOUT_MCP_")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(foreign)}
     flags = 0
     if sys.platform == "win32":
         flags = subprocess.CREATE_NO_WINDOW | subprocess.CREATE_NEW_PROCESS_GROUP
-    with (home / _LOG).open("ab") as log:
+    with log_of(home / _LOG).open("ab") as log:
         return subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
             [sys.executable, "-m", "prefect_rollout.service", str(home)],
             env=environment,

@@ -442,7 +442,7 @@ class Checked(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     @classmethod
-    def of(cls, **values: Any) -> Self:
+    def of(cls, /, **values: Any) -> Self:
         """The object made of `values`.
 
         Raises:

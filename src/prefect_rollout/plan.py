@@ -215,7 +215,7 @@ class Plan(Checked):
     _source: str = PrivateAttr(default="the plan")
 
     @classmethod
-    def of(cls, **values: Any) -> Self:
+    def of(cls, /, **values: Any) -> Self:
         """The plan made of `values`, such as a flow's parameters.
 
         Raises:

@@ -14,11 +14,17 @@ from uuid import UUID
 import httpx
 from prefect import Flow
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import Abort, Pause, PrefectException
 from prefect.flow_engine import run_flow
 from prefect.logging import get_logger
-from prefect.states import Crashed, Pending
+from prefect.states import Cancelled, Crashed, Pending
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.engine import propose_state
 
@@ -103,6 +109,22 @@ class Runner:
                 task = asyncio.create_task(self._conduct(run), name=run.name)
                 self._tasks[run.id] = task
 
+    async def sweep(self) -> None:
+        """Ends what was cancelled while no runner ran: nobody else would ever do so."""
+        cancelling = FlowRunFilter(
+            deployment_id=FlowRunFilterDeploymentId(any_=list(self._flows)),
+            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING])),
+        )
+        for run in await self._client.read_flow_runs(flow_run_filter=cancelling):
+            await self._end_if_cancelling(run.id)
+
+    async def _end_if_cancelling(self, run_id: UUID) -> None:
+        """Ends a run that was cancelled before its flow began, which Prefect then does not let begin."""
+        run = await self._client.read_flow_run(run_id)
+        if run.state is not None and run.state.type is StateType.CANCELLING:
+            state: State[None] = Cancelled(message="cancelled in Prefect before it began")
+            await self._client.set_flow_run_state(run_id, state)
+
     async def _conduct(self, run: FlowRun) -> None:
         try:
             if not (await propose_state(self._client, Pending(), flow_run_id=run.id)).is_pending():
@@ -117,10 +139,12 @@ class Runner:
             else:
                 async with taking(self._turns):
                     await ended
+            await self._end_if_cancelling(run.id)
         except Pause:  # suspended: it comes back as a scheduled run
             self._logger.info("%s is suspended", run.id)
         except Abort as aborted:
             self._logger.info("%s is not this runner's: %s", run.id, aborted)
+            await self._end_if_cancelling(run.id)
         except Exception as error:  # whatever it is, the run must not look as if it ran
             self._logger.exception("%s could not be run", run.id)
             message = f"It could not be run: {type(error).__name__}."

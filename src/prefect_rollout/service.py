@@ -16,18 +16,21 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 from filelock import FileLock, Timeout
 
 from prefect_rollout import embedded
-from prefect_rollout.local import DOOR, PASSWORD, START_SECONDS
+from prefect_rollout.local import DOOR, PASSWORD, START_SECONDS, log_of, secret_of
+
+if TYPE_CHECKING:
+    from prefect_rollout.runner import Runner
 
 LINGER_SECONDS = 10.0
 """How long the service waits for another client before it ends."""
 
 _LOCK, _PORT, _SERVER_LOG = "service.lock", "port", "server.log"
-_LARGEST_LOG = 5 * 2**20
 
 
 class Service:
@@ -48,40 +51,65 @@ class Service:
         self._lonely_since = time.monotonic()
 
     async def run(self) -> None:
-        """Serves until nobody needs it."""
-        door = await asyncio.start_server(self._welcome, "127.0.0.1", 0)
-        port = door.sockets[0].getsockname()[1]
-        (self._home / DOOR).write_text(json.dumps({"service": self._name, "port": port}), encoding="ascii")
+        """Serves until nobody needs it, or the server ends."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
             with suppress(NotImplementedError):  # Windows
                 loop.add_signal_handler(name, stop.set)
-        with self._server():
-            # Imported while the server starts: both take seconds.
-            from prefect import get_client
+        door = await self._open_door()
+        try:
+            with self._server():
+                # Imported while the server starts: both take seconds.
+                from prefect import get_client
 
-            from prefect_rollout import guard, reaper
-            from prefect_rollout.runner import Runner
+                from prefect_rollout import guard, reaper
+                from prefect_rollout.runner import Runner
 
-            await self._answering()
-            async with get_client() as client:
-                runner = await Runner.of(client, self._poked)
-                await reaper.sweep(client, gone=guard.ended_here)
-                running = asyncio.create_task(runner.run())
-                self._ready.set()
-                stopped = asyncio.create_task(stop.wait())
-                try:
-                    while not stop.is_set() and (self._clients or runner.busy or not self._lonely):
-                        await asyncio.wait({running, stopped}, timeout=1, return_when="FIRST_COMPLETED")
-                        if running.done():
-                            break
-                finally:
-                    (self._home / DOOR).unlink(missing_ok=True)
-                    stopped.cancel()
-                    await runner.stop()
-                    await asyncio.wait([running])
-            running.result()  # raises what ended it
+                await self._answering()
+                async with get_client() as client:
+                    runner = await Runner.of(client, self._poked)
+                    await reaper.sweep(client, gone=guard.ended_here)
+                    await runner.sweep()
+                    running = asyncio.create_task(runner.run())
+                    self._ready.set()
+                    try:
+                        while True:
+                            await self._needed(runner, running, stop)
+                            # Nobody comes in any more; who did meanwhile is served on.
+                            door.close()
+                            if not self._clients or stop.is_set() or running.done() or self._ended:
+                                break
+                            door = await self._open_door()
+                    finally:
+                        self._ready.clear()
+                        (self._home / DOOR).unlink(missing_ok=True)
+                        await runner.stop()
+                        await asyncio.wait([running])
+                running.result()  # raises what ended it
+        finally:
+            door.close()
+            (self._home / DOOR).unlink(missing_ok=True)
+
+    async def _open_door(self) -> asyncio.Server:
+        door = await asyncio.start_server(self._welcome, "127.0.0.1", 0)
+        port = door.sockets[0].getsockname()[1]
+        (self._home / DOOR).write_text(json.dumps({"service": self._name, "port": port}), encoding="ascii")
+        return door
+
+    async def _needed(self, runner: "Runner", running: asyncio.Task[None], stop: asyncio.Event) -> None:
+        """Returns when the service is to end."""
+        stopped = asyncio.create_task(stop.wait())
+        while not (stop.is_set() or running.done() or self._ended):
+            if not (self._clients or runner.busy or not self._lonely):
+                break
+            await asyncio.wait({running, stopped}, timeout=1, return_when="FIRST_COMPLETED")
+        stopped.cancel()
+
+    @property
+    def _ended(self) -> bool:
+        """Whether the server has ended: clients find another service, which starts another."""
+        return self._process.poll() is not None
 
     @property
     def _lonely(self) -> bool:
@@ -90,8 +118,9 @@ class Service:
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._clients.add(writer)
         try:
+            writer.write(json.dumps({"service": self._name}).encode() + b"\n")
             await self._ready.wait()
-            writer.write(json.dumps({"service": self._name, "api": self._api}).encode() + b"\n")
+            writer.write(json.dumps({"api": self._api}).encode() + b"\n")
             await writer.drain()
             while await reader.read(64):
                 self._poked.set()
@@ -105,7 +134,7 @@ class Service:
     @contextmanager
     def _server(self) -> Iterator[None]:
         command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self._port)]
-        with _log_of(self._home / _SERVER_LOG).open("ab") as log:
+        with log_of(self._home / _SERVER_LOG).open("ab") as log:
             self._process = subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
                 [sys.executable, "-m", *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
@@ -150,22 +179,6 @@ def _port_of(home: Path) -> int:
     raise RuntimeError("no port is free")
 
 
-def _password_of(home: Path) -> str:
-    """The password of the server: without one, any program and any web page could release with it."""
-    path = home / PASSWORD
-    if not path.exists():
-        path.touch(mode=0o600)
-        path.write_text(f"rollout:{secrets.token_urlsafe(24)}", encoding="ascii")
-    return path.read_text(encoding="ascii").strip()
-
-
-def _log_of(path: Path) -> Path:
-    with suppress(OSError):
-        if path.stat().st_size > _LARGEST_LOG:
-            path.unlink()
-    return path
-
-
 def main(home: Path) -> None:
     """Runs the service of that folder, unless it runs already."""
     lock = FileLock(home / _LOCK)
@@ -176,7 +189,8 @@ def main(home: Path) -> None:
     with lock:
         embedded.isolate(home / "prefect")
         service = Service(home)
-        password = _password_of(home)
+        # Without a password, any program and any web page of this machine could release.
+        password = secret_of(home / PASSWORD, "rollout:")
         os.environ |= {
             "PREFECT_API_URL": service._api,
             "PREFECT_API_AUTH_STRING": password,

@@ -241,10 +241,10 @@ def cluster_of(result: ClusterResult) -> Cluster:
     pods, more = pods_of(result.pods)
     return Cluster(
         cluster=quoted(result.cluster),
-        online_template=_id(result.online),
+        online_template=id_of(result.online),
         online_known=result.online_known,
-        template=_id(result.template),
-        template_before=_id(result.template_before),
+        template=id_of(result.template),
+        template_before=id_of(result.template_before),
         published=result.published,
         rolled_back=result.rolled_back,
         replicas=result.replicas,
@@ -279,7 +279,8 @@ def _why(pod: Pod) -> str:
     return quoted(text, 500) if text and pod.state != RUNNING else ""
 
 
-def _id(value: int | str | None) -> int | str | None:
+def id_of(value: int | str | None) -> int | str | None:
+    """An id of the platform's, which may be any text."""
     return value if value is None or isinstance(value, int) else quoted(value, 253)
 
 

@@ -1,6 +1,7 @@
 """The commands that run the MCP server."""
 
 import contextlib
+import os
 from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Annotated
@@ -10,6 +11,7 @@ from cyclopts.validators import Number
 
 from prefect_rollout import embedded
 from prefect_rollout.console import say
+from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.mcp.permits import Permits
 
 app = App(
@@ -67,6 +69,14 @@ class Allowing:
 
     def permits(self) -> Permits:
         """The same for the server."""
+        for name, value in os.environ.items():
+            # Such as a variable that a compose file passes on, and nobody has set.
+            if name.startswith("PREFECT_ROLLOUT_MCP_ALLOW_") and not value.strip():
+                raise ConfigurationError(
+                    f"{name} is set, and names nothing",
+                    advice="Name what is allowed, or unset the variable to allow all.",
+                    field=name,
+                )
         return Permits(
             read_only=self.read_only,
             apps=self.allow_app or (),
@@ -81,6 +91,12 @@ Host = Annotated[
 ]
 McpPort = Annotated[int, Parameter(help="Port to listen on over HTTP.", validator=Number(gte=1, lte=65535))]
 _MCP_PORT = 8361
+
+
+def _prepare() -> None:
+    embedded.prepare()
+    # Whoever waits for an answer shall be told soon that the API is away, and not after minutes.
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "2")
 
 
 @app.command
@@ -101,7 +117,7 @@ def mcp(
     ] = None,
 ) -> int:
     """Run the MCP server for an assistant: over standard input and output, or over HTTP."""
-    embedded.prepare()
+    _prepare()
     from prefect_rollout.mcp import serve
 
     permits = (allowing or Allowing()).permits()
@@ -116,7 +132,7 @@ def mcp(
 
 def up(allowing: Allowing | None = None, *, host: Host = "127.0.0.1", port: McpPort = _MCP_PORT) -> int:
     """Run a Prefect server with its UI, a runner and MCP over HTTP, until Ctrl-C."""
-    embedded.prepare()
+    _prepare()
     from prefect_rollout.mcp import serve
 
     with contextlib.suppress(KeyboardInterrupt):  # as it is meant to be ended

@@ -3,8 +3,8 @@
 import asyncio
 import hashlib
 import hmac
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,7 @@ from prefect_rollout import guard, local
 from prefect_rollout.blocks import TargetBlock, target_of_environment
 from prefect_rollout.embedded import in_use
 from prefect_rollout.errors import ConfigurationError
-
-DEFAULT_TARGET = "container-cloud/default"
+from prefect_rollout.mcp.permits import DEFAULT_TARGET
 
 
 class Api:
@@ -73,12 +72,11 @@ class Api:
 
 
 @asynccontextmanager
-async def opened(home: Path, told: Callable[[str], None]) -> AsyncIterator[Api]:
+async def opened(home: Path) -> AsyncIterator[Api]:
     """The API that is configured, or the user's local one, which is started where it does not run.
 
     Args:
         home: the folder of the local service.
-        told: is called with what is waited for.
 
     Raises:
         ConfigurationError: it does not answer, or did not start.
@@ -94,7 +92,7 @@ async def opened(home: Path, told: Callable[[str], None]) -> AsyncIterator[Api]:
                     )
             yield Api(client, DEFAULT_TARGET, {}, None)
         return
-    lease = await local.attach(home, told)
+    lease = await local.attach(home)
     settings = {
         PREFECT_API_URL: lease.address.api,
         PREFECT_API_AUTH_STRING: lease.address.password,
@@ -131,9 +129,8 @@ class Connection:
     def __init__(self, home: Path) -> None:
         self._home = home
         self._lock = asyncio.Lock()
-        self._opened: Any = None
+        self._opened: list[AbstractAsyncContextManager[Api]] = []
         self._api: Api | None = None
-        self.waiting_for = ""
 
     async def api(self) -> Api:
         """The API.
@@ -144,17 +141,13 @@ class Connection:
         async with self._lock:
             if self._api is not None and not self._api.lost:
                 return self._api
-            await self.close()
-            self._opened = opened(self._home, self._note)
-            self._api = await self._opened.__aenter__()
-            self.waiting_for = ""
+            found = opened(self._home)
+            self._api = await found.__aenter__()
+            # The one that was lost stays open: calls may still wait with it, and shall fail by its silence.
+            self._opened.append(found)
             return self._api
 
-    def _note(self, what: str) -> None:
-        self.waiting_for = what
-
     async def close(self) -> None:
-        """Closes the API, if there is one."""
-        context, self._opened, self._api = self._opened, None, None
-        if context is not None:
-            await context.__aexit__(None, None, None)
+        """Closes whatever was opened."""
+        while self._opened:
+            await self._opened.pop().__aexit__(None, None, None)

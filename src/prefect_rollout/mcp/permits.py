@@ -1,11 +1,13 @@
 """What a client may ask for: read only or not, and which apps, deployments, clusters and targets. Pure."""
 
-from collections.abc import Collection, Iterable, Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import Any
 
 from prefect_rollout.errors import InputError
+from prefect_rollout.models import Request
+from prefect_rollout.plan import Plan
 from prefect_rollout.text import one_line
 
 
@@ -27,50 +29,80 @@ class Permits:
     clusters: Collection[str] = ()
     targets: Collection[str] = ()
 
-    def check(self, parameters: Mapping[str, Any], *, target: str) -> None:
+    def check(self, parameters: Mapping[str, Any], *, clusters: bool = True) -> None:
         """Returns where the parameters of a flow name nothing that is not allowed.
 
         Args:
             parameters: of a release, or with the `plan` of a batch.
-            target: the target where they name none.
+            clusters: whether it matters which clusters they name.
 
         Raises:
             InputError: they do; it names the field and what is allowed.
+            PlanError: the plan has mistakes.
         """
-        plan = parameters.get("plan")
-        if plan is None:
-            self._check_one(parameters, target, "")
+        if "plan" not in parameters:
+            self._check_one(parameters, "", clusters=clusters)
             return
-        if not isinstance(plan, Mapping):
-            raise InputError("plan: should be an object with a list of releases", field="plan")
-        defaults = plan.get("defaults") or {}
-        for number, release in enumerate(plan.get("releases") or []):
-            named = {**release, "target": release.get("target") or plan.get("target")}
-            named["clusters"] = release.get("clusters") or defaults.get("clusters")
-            self._check_one(named, target, f"plan.releases.{number}.")
+        plan = plan_of(parameters["plan"])
+        for number, release in enumerate(plan.releases):
+            # As it would be carried out, whatever the plan's defaults are.
+            self._check_one(plan.request(release).model_dump(), f"plan.releases.{number}.", clusters=clusters)
 
-    def allows(self, parameters: Mapping[str, Any], *, target: str) -> bool:
-        """Whether `check` returns."""
+    def allows(self, parameters: Mapping[str, Any]) -> bool:
+        """Whether `check` returns; anybody may have started a run, with parameters of any kind."""
         try:
-            self.check(parameters, target=target)
-        except (InputError, AttributeError):  # parameters that are none of ours
+            self.check(parameters)
+        except InputError:
             return False
         return True
 
-    def _check_one(self, named: Mapping[str, Any], target: str, where: str) -> None:
-        _check(f"{where}app_id", [named.get("app_id")], self.apps)
-        _check(f"{where}deployment", [named.get("deployment")], self.deployments)
-        _check(f"{where}target", [named.get("target") or target], self.targets)
+    def allows_cluster(self, name: str) -> bool:
+        """Whether the cluster may be named."""
+        return _allowed(name, self.clusters)
+
+    def _check_one(self, named: Mapping[str, Any], where: str, *, clusters: bool) -> None:
+        _check(f"{where}app_id", named.get("app_id"), self.apps)
+        _check(f"{where}deployment", named.get("deployment"), self.deployments)
+        _check(f"{where}target", named.get("target") or DEFAULT_TARGET, self.targets)
+        given = named.get("clusters")
         # None named is all of the metaData's: whether those are allowed is not known here.
-        _check(f"{where}clusters", named.get("clusters") or ["(all)"], self.clusters)
+        for cluster in (given if isinstance(given, list) and given else [ALL]) if clusters else []:
+            _check(f"{where}clusters", cluster, self.clusters)
 
 
-def _check(field: str, values: Iterable[Any], allowed: Collection[str]) -> None:
-    for value in values:
-        if allowed and not any(fnmatchcase(str(value), pattern) for pattern in allowed):
-            listed = ", ".join(one_line(pattern, 120) for pattern in sorted(allowed))
-            raise InputError(
-                f"{field}: {one_line(value, 120)!r} is not allowed here",
-                advice=f"Allowed: {listed}. Who runs this MCP server decides; nothing was submitted.",
-                field=field,
-            )
+ALL = "(all)"
+DEFAULT_TARGET = str(Request.model_fields["target"].default)
+"""The target of a flow that names none."""
+
+
+def plan_of(value: Any) -> Plan:
+    """The plan in a flow's parameters.
+
+    Raises:
+        InputError: it is none.
+        PlanError: it has mistakes; all are listed.
+    """
+    if isinstance(value, Plan):
+        return value
+    if not isinstance(value, Mapping):
+        raise InputError("plan: should be an object with a list of releases", field="plan")
+    return Plan.of(**value)
+
+
+def _allowed(value: object, allowed: Collection[str]) -> bool:
+    text = str(value)
+    return not allowed or any(
+        # Only `*` means more than itself, and what is not named is not any name.
+        pattern == "*" or (text != ALL and re.fullmatch(re.escape(pattern).replace(r"\*", ".*"), text))
+        for pattern in allowed
+    )
+
+
+def _check(field: str, value: object, allowed: Collection[str]) -> None:
+    if not _allowed(value, allowed):
+        listed = ", ".join(one_line(pattern, 120) for pattern in sorted(allowed))
+        raise InputError(
+            f"{field}: {one_line(value, 120)!r} is not allowed here",
+            advice=f"Allowed: {listed}. Who runs this MCP server decides; nothing was submitted.",
+            field=field,
+        )

@@ -17,13 +17,13 @@ RULE = (
 )
 
 _PLAIN = re.compile(r"[\w.:/@+=,-]*").fullmatch
-_TAG = re.compile(r"<(?=/?\s*data)", re.IGNORECASE)
+_BRACKETS = str.maketrans("<>", "‹›")  # nothing within can look like the end of it
 
 
 def quoted(text: object, limit: int = 2000) -> str:
     """`text` on one line of at most `limit` characters: as it is where it is one plain word, else marked."""
     shown = one_line(text, limit)
-    return shown if _PLAIN(shown) else f"<data>{_TAG.sub('‹', shown)}</data>"
+    return shown if _PLAIN(shown) else f"<data>{shown.translate(_BRACKETS)}</data>"
 
 
 def unquoted(text: str) -> str:
@@ -32,11 +32,11 @@ def unquoted(text: str) -> str:
 
 
 def quoted_all(value: Any) -> Any:
-    """`value`, made of JSON's types, with each text in it as by `quoted`; keys are names of ours."""
+    """`value`, made of JSON's types, with each text in it as by `quoted`, keys too."""
     if isinstance(value, str):
         return quoted(value)
     if isinstance(value, dict):
-        return {one_line(key, 300): quoted_all(each) for key, each in value.items()}
+        return {quoted(key, 300): quoted_all(each) for key, each in value.items()}
     return [quoted_all(each) for each in value] if isinstance(value, list | tuple) else value
 
 

@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
@@ -17,6 +17,7 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterId,
     FlowRunFilterIdempotencyKey,
+    FlowRunFilterTags,
     LogFilter,
     LogFilterFlowRunId,
     LogFilterLevel,
@@ -26,6 +27,7 @@ from prefect.client.schemas.responses import SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.exceptions import ObjectNotFound
 from prefect.states import AwaitingRetry, Cancelling
+from pydantic import ValidationError
 
 from prefect_rollout import ledger, reaper, tasks
 from prefect_rollout.blocks import open_target
@@ -35,7 +37,7 @@ from prefect_rollout.guard import ROLLED_BACK, answering
 from prefect_rollout.mcp import answers
 from prefect_rollout.mcp.answers import StepState
 from prefect_rollout.mcp.connection import Api
-from prefect_rollout.mcp.permits import Permits
+from prefect_rollout.mcp.permits import DEFAULT_TARGET, Permits
 from prefect_rollout.mcp.quoting import quoted
 from prefect_rollout.models import Checked, Outcome, Template, newest_first, same_id
 from prefect_rollout.platforms.port import Platform
@@ -66,7 +68,9 @@ class Submission(NamedTuple):
 # ---- submitting ---------------------------------------------------------------------------------
 
 
-async def submit(api: Api, flow: str, request: Checked, *, attempt: int) -> Submission:
+async def submit(
+    api: Api, flow: str, request: Checked, *, attempt: int, tags: Sequence[str] = ()
+) -> Submission:
     """Has a flow run created, unless the same request has started one in the last ten minutes.
 
     Args:
@@ -74,6 +78,7 @@ async def submit(api: Api, flow: str, request: Checked, *, attempt: int) -> Subm
         flow: the flow's name, and that of its deployment.
         request: what it is asked.
         attempt: another number makes another request of the same.
+        tags: of the run, beside those of its entrance.
 
     Raises:
         ConfigurationError: the API has no such deployment, or did not answer.
@@ -91,7 +96,7 @@ async def submit(api: Api, flow: str, request: Checked, *, attempt: int) -> Subm
         run = await api.client.create_flow_run_from_deployment(
             deployment.id,
             parameters=request.model_dump(mode="json", exclude_unset=True),
-            tags=[f"{ledger.ENTRANCE}mcp"],
+            tags=[f"{ledger.ENTRANCE}mcp", *tags],
             idempotency_key=_keys(flow, request, attempt)[0],
         )
     api.poke()
@@ -111,12 +116,15 @@ async def submitted(api: Api, flow: str, request: Checked, *, attempt: int) -> F
 
 def _keys(flow: str, request: Checked, attempt: int) -> list[str]:
     """The idempotency keys of a request that is made now, and of one that was made shortly before."""
+    now = int(time.time() // WINDOW.total_seconds())
+    return [f"mcp:{_digest(flow, request, attempt)}:{bucket}" for bucket in (now, now - 1)]
+
+
+def _digest(flow: str, request: Checked, attempt: int) -> str:
     # How it is worded, and which plan it was held to, make no other request of it.
     same = request.model_dump(mode="json", exclude={"reason", "requested_by", "expect_plan"})
     canonical = json.dumps([flow, same, attempt], sort_keys=True)
-    digest = hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
-    now = int(time.time() // WINDOW.total_seconds())
-    return [f"mcp:{digest}:{bucket}" for bucket in (now, now - 1)]
+    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 async def plan(api: Api, flow: str, request: Checked) -> Submission:
@@ -126,12 +134,16 @@ async def plan(api: Api, flow: str, request: Checked) -> Submission:
         ConfigurationError: the API has no such deployment, or did not answer.
     """
     dry = request.model_copy(update={"dry_run": True, "expect_plan": ""})
-    minute = int(time.time() // 60)
-    for before in range(3):
-        known = await submitted(api, flow, dry, attempt=minute - before)
-        if known is not None and not (known.state and known.state.is_final()):
-            return Submission(known, repeated=True)
-    return await submit(api, flow, dry, attempt=int(time.time() * 1000))
+    tag = f"plan:{_digest(flow, dry, 0)}"
+    with answering():
+        found = await api.client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(tags=FlowRunFilterTags(all_=[tag])),
+            sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+            limit=1,
+        )
+    if found and not (found[0].state and found[0].state.is_final()):
+        return Submission(found[0], repeated=True)
+    return await submit(api, flow, dry, attempt=int(time.time() * 1000), tags=[tag])
 
 
 async def record_of(api: Api, found: "Found") -> dict[str, Any] | None:
@@ -185,15 +197,21 @@ async def find(api: Api, permits: Permits, flow_run_id: str) -> Found:
             advice="list_releases names the runs of releases.",
             field="flow_run_id",
         )
-    permits.check(run.parameters, target=api.target)
+    permits.check(run.parameters)
     return Found(run, flow)
 
 
-async def wait(api: Api, permits: Permits, flow_run_id: str, seconds: float, noted: Noted) -> answers.Release:
+async def wait(
+    renewed: Callable[[], Awaitable[Api]],
+    permits: Permits,
+    flow_run_id: str,
+    seconds: float,
+    noted: Noted,
+) -> answers.Release:
     """The release, once it has ended, waits for a person, or the seconds have passed.
 
     Args:
-        api: where.
+        renewed: gives the API, another one where the local service ended and was started again.
         permits: what is allowed.
         flow_run_id: of the release.
         seconds: to wait at the most.
@@ -202,10 +220,17 @@ async def wait(api: Api, permits: Permits, flow_run_id: str, seconds: float, not
     until = time.monotonic() + seconds
     before = ""
     while True:
-        found = await find(api, permits, flow_run_id)
-        state = found.run.state
-        last = state is None or state.is_final() or state.is_paused() or time.monotonic() >= until
-        release = await look(api, found, live=last)
+        api = await renewed()
+        try:
+            found = await find(api, permits, flow_run_id)
+            state = found.run.state
+            last = state is None or state.is_final() or state.is_paused() or time.monotonic() >= until
+            release = await look(api, found, live=last)
+        except ConfigurationError:
+            if not api.lost or time.monotonic() >= until:
+                raise
+            await asyncio.sleep(_LOOK_SECONDS)
+            continue
         now = release.model_dump_json(exclude={"seconds"})
         if now != before and (before or seconds):
             await noted(release)
@@ -255,9 +280,12 @@ async def look(api: Api, found: Found, *, live: bool = True) -> answers.Release:
         release.steps = answers.steps_of(action, seen)
     advice = ""
     if record is not None:
-        release, advice = _with_record(release, record)
-    elif ended and state is not None:
-        release.outcome = _OUTCOMES.get(str(state.name))
+        try:
+            release, advice = _with_record(release, record)
+        except ValidationError:  # of another version of this package
+            record = None
+    if record is None and ended and state is not None:
+        release.outcome = _outcome_of(state)
     if flow == "deploy-batch" and record is None:
         release = await _with_children(api, release, run)
     if live and not release.clusters and not release.dry_run and flow != "deploy-batch" and run.start_time:
@@ -266,6 +294,13 @@ async def look(api: Api, found: Found, *, live: bool = True) -> answers.Release:
     release.verdict = release.verdict or _verdict(release, run)
     release.next = _next(release, run, advice)
     return release
+
+
+def _outcome_of(state: State[Any]) -> Outcome | None:
+    """How a run ended that left no record; where somebody set its state by hand, nobody knows."""
+    if state.is_completed() and state.data is None:
+        return None
+    return _OUTCOMES.get(str(state.name))
 
 
 def _with_record(release: answers.Release, record: Mapping[str, Any]) -> tuple[answers.Release, str]:
@@ -295,15 +330,17 @@ async def _with_children(api: Api, release: answers.Release, run: FlowRun) -> an
     )
     plan = run.parameters.get("plan")
     total = len(plan.get("releases") or []) if isinstance(plan, dict) else len(newest)
-    done = sum(row.state == "released" for row in rows)
-    verdict = f"{len(newest)} of {total} releases have begun; {done} of those listed are released"
+    done = sum(bool(child.state and child.state.is_final()) for child in newest.values())
+    what = "dry runs" if release.dry_run else "releases"
+    verdict = f"{len(newest)} of {total} {what} have begun, {done} have ended"
     return release.model_copy(update={"releases": rows, "more_releases": others, "verdict": verdict})
 
 
 def _stage(child: FlowRun) -> str:
     if child.state is None:
         return "unknown"
-    return "released" if child.state.is_completed() else one_line(child.state.name, 40).lower()
+    outcome = _outcome_of(child.state) if child.state.is_final() else None
+    return outcome.value if outcome else one_line(child.state.name, 40).lower()
 
 
 async def _with_live(api: Api, release: answers.Release, parameters: Mapping[str, Any]) -> answers.Release:
@@ -311,7 +348,7 @@ async def _with_live(api: Api, release: answers.Release, parameters: Mapping[str
         async with asyncio.timeout(_LIVE_SECONDS):
             status = await live(
                 api,
-                parameters.get("target") or api.target,
+                parameters.get("target") or DEFAULT_TARGET,
                 parameters["app_id"],
                 str(parameters["deployment"]),
                 parameters.get("clusters"),
@@ -328,13 +365,15 @@ async def _tasks(api: Api, run: FlowRun) -> list[TaskRun]:
 
 
 _OUTCOMES = {
+    "Completed": Outcome.RELEASED,
+    "Planned": Outcome.PLANNED,
     "Cancelled": Outcome.CANCELLED,
     "Failed": Outcome.FAILED,
     "TimedOut": Outcome.FAILED,
     "Skipped": Outcome.SKIPPED,
     "Rejected": Outcome.CANCELLED,
 }
-"""How a run ended that left no record, by its state's name; of one that crashed, nobody knows."""
+"""By the state's name; of one that crashed, nobody knows."""
 
 _STATES: dict[StateType, StepState] = {
     StateType.COMPLETED: "done",
@@ -373,13 +412,22 @@ def _seen(steps: list[TaskRun], run: FlowRun) -> dict[str, tuple[StepState, floa
     return seen
 
 
+_DONE = {
+    "deploy-latest-image": "Released: its clusters run the new template and no other, as many as wanted.",
+    "deploy-batch": "Every release of the plan is released.",
+    "rollback": "Rolled back: its clusters run the template of before, with the replicas wanted.",
+    "restart": "Restarted: the clusters run new pods of the same template, and no old ones.",
+    "scale": "Scaled: the clusters run as many pods as asked for.",
+}
+
+
 def _verdict(release: answers.Release, run: FlowRun) -> str:
     """What is known of a run without a record, by its state."""
     state = run.state
     if state is None:
         return ""
     if release.outcome is Outcome.RELEASED:
-        return "Released: every cluster runs the new template with the replicas wanted, and nothing else."
+        return _DONE[release.flow]
     message = one_line(state.message or "", 2000)
     if state.is_final() and message:
         return quoted(message)
@@ -394,7 +442,8 @@ def _next(release: answers.Release, run: FlowRun, advice: str) -> str:
     if release.outcome is Outcome.PLANNED or (release.dry_run and state.is_completed()):
         return "Show the plan to the user; to do exactly this, call the same tool with confirm=<plan_hash>."
     if state.is_completed():
-        return "Nothing: it is done."
+        by_hand = "Somebody set it to Completed by hand: ask get_deployment_status what is live."
+        return "Nothing: it is done." if release.outcome is Outcome.RELEASED else by_hand
     if release.dry_run:
         return f"{advice} Then plan again.".lstrip()
     if state.name == "Skipped":
@@ -461,7 +510,7 @@ async def listed(
                 offset += 1
                 if (
                     reaper.ours(run)
-                    and permits.allows(run.parameters, target=api.target)
+                    and permits.allows(run.parameters)
                     and (not app_id or same_id(run.parameters.get("app_id", ""), app_id))
                     and (not deployment or run.parameters.get("deployment") == deployment)
                     and (running is None or running is not (run.state is None or run.state.is_final()))
@@ -588,8 +637,8 @@ def check_retry(found: Found) -> None:
         raise refusal
 
 
-async def retry(api: Api, found: Found) -> None:
-    """Has the run taken up again where it stopped.
+async def retry(api: Api, found: Found, token: str) -> None:
+    """Has the run taken up again where it stopped; `token` is of the end that its user was shown.
 
     Raises:
         InputError: it cannot be, or somebody was quicker.
@@ -597,6 +646,12 @@ async def retry(api: Api, found: Found) -> None:
     """
     check_retry(found)
     run = found.run
+    if retry_token(run) != token:
+        raise InputError(
+            f"flow_run_id: {run.id} has run again since",
+            advice="Look at it with get_release.",
+            field="flow_run_id",
+        )
     # Only Cancelled needs force; without it, Prefect admits one of two that retry at once.
     force = run.state is not None and run.state.type is StateType.CANCELLED
     with answering():
@@ -642,7 +697,7 @@ async def live(
         found.append(
             answers.Cluster(
                 cluster=quoted(cluster),
-                online_template=templates.get(cluster),
+                online_template=answers.id_of(templates.get(cluster)),
                 online_known=True,
                 replicas=replicas[cluster],
                 running=None if now is None or now.pods is None else answers.running(now.pods),
@@ -663,7 +718,9 @@ def _images(template: Template) -> dict[str, str]:
     return {quoted(name, 253): quoted(image) for name, image in images.items()}
 
 
-async def templates(api: Api, target: str, app_id: int | str, name: str, limit: int) -> answers.Templates:
+async def templates(
+    api: Api, permits: Permits, target: str, app_id: int | str, name: str, limit: int
+) -> answers.Templates:
     """The newest templates of a deployment.
 
     Raises:
@@ -678,12 +735,16 @@ async def templates(api: Api, target: str, app_id: int | str, name: str, limit: 
         deployment=quoted(deployment.name),
         templates=[
             answers.TemplateView(
-                template_id=each.id,
+                template_id=answers.id_of(each.id) or "",
                 images=_images(each),
                 description=quoted(each.description or "", 500),
                 created=quoted(each.create_time or "", 60),
                 by=quoted(each.user or "", 120),
-                online_in=[quoted(now.cluster) for now in online if same_id(now.template_id, each.id)],
+                online_in=[
+                    quoted(now.cluster)
+                    for now in online
+                    if same_id(now.template_id, each.id) and permits.allows_cluster(now.cluster)
+                ],
             )
             for each in found[:limit]
         ],

@@ -3,22 +3,21 @@
 import asyncio
 import hmac
 import os
-import secrets
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
-from pathlib import Path
 
 from mcp.server.auth.provider import AccessToken
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.transport_security import TransportSecuritySettings
-from pydantic import AnyHttpUrl
+from pydantic import AnyHttpUrl, ValidationError
 
 from prefect_rollout import embedded
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.local import HOME, PASSWORD
+from prefect_rollout.local import HOME, PASSWORD, secret_of
 from prefect_rollout.mcp.permits import Permits
 from prefect_rollout.mcp.server import Server
 from prefect_rollout.mcp.work import Work
+from prefect_rollout.text import one_line
 
 TOKEN = "PREFECT_ROLLOUT_MCP_TOKEN"  # noqa: S105 - the name of a variable
 _SHORTEST_TOKEN = 16
@@ -66,7 +65,12 @@ def http(
         beside: is run with what the tools work with; where it fails, the server ends.
     """
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-    url = AnyHttpUrl(f"{address}/mcp")
+    try:
+        url = AnyHttpUrl(f"{address}/mcp")
+    except ValidationError:
+        raise ConfigurationError(
+            f"host: {one_line(host, 80)!r} is no address or name", advice="Name one, such as 127.0.0.1."
+        ) from None
     work = Work(permits, HOME)
     server = Server(
         work,
@@ -136,7 +140,7 @@ def up(permits: Permits, *, host: str, port: int, said: Callable[[str], None]) -
             f"a Prefect API is configured ({embedded.api_in_use()}), and `up` starts one of its own",
             advice="Unset PREFECT_API_URL, or serve that API with `prefect-rollout mcp --http`.",
         )
-    token = token_of_environment() if os.environ.get(TOKEN) else _kept_token(HOME)
+    token = token_of_environment() if os.environ.get(TOKEN) else secret_of(HOME / _TOKEN_FILE)
 
     async def beside(work: Work) -> None:
         said(f"  its bearer token: in {TOKEN if os.environ.get(TOKEN) else HOME / _TOKEN_FILE}")
@@ -146,12 +150,3 @@ def up(permits: Permits, *, host: str, port: int, said: Callable[[str], None]) -
         said("Ctrl-C ends it, once the releases that are under way have ended.")
 
     http(permits, host=host, port=port, allowed_hosts=(), token=token, said=said, beside=beside)
-
-
-def _kept_token(home: Path) -> str:
-    path = home / _TOKEN_FILE
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    if not path.exists():
-        path.touch(mode=0o600)
-        path.write_text(secrets.token_urlsafe(24), encoding="ascii")
-    return path.read_text(encoding="ascii").strip()

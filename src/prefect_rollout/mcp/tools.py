@@ -1,6 +1,5 @@
 """The tools, the resource and the prompt that a client sees. What they do is in `releases`."""
 
-import getpass
 import inspect
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -9,11 +8,12 @@ from typing import Annotated, Any, Literal
 from mcp.server import MCPServer
 from mcp.server.elicitation import AcceptedElicitation, ElicitationResult
 from mcp.server.mcpserver import Context, Elicit, Resolve
-from mcp.server.mcpserver.exceptions import ToolError
+from mcp.server.mcpserver.exceptions import ResourceError, ToolError
 from mcp_types import ToolAnnotations
 from pydantic import BaseModel, Field
 
-from prefect_rollout.errors import InputError
+from prefect_rollout.console import me
+from prefect_rollout.errors import ConfigurationError, InputError
 from prefect_rollout.mcp.answers import (
     DeploymentStatus,
     Logs,
@@ -24,6 +24,7 @@ from prefect_rollout.mcp.answers import (
     Submitted,
     Templates,
 )
+from prefect_rollout.mcp.permits import plan_of
 from prefect_rollout.mcp.quoting import unquoted
 from prefect_rollout.mcp.work import Tooling, Work
 from prefect_rollout.models import (
@@ -223,7 +224,7 @@ class Prepared:
     Attributes:
         request: what to submit, held to its plan.
         question: what the user is asked; empty where `confirm` has said it, or there is nothing to ask.
-        known: id of the run that the same request has started already.
+        known: id of the run that the same request has started already; of a retry, the end it goes on from.
     """
 
     request: Checked
@@ -325,9 +326,10 @@ class Tools:
     ) -> Templates:
         """Lists the templates of a deployment, the newest first: their images, and where each is online."""
         async with self._work.tooling() as tooling:
-            asked = self._asked(tooling, app_id=app_id, deployment=deployment, target=target)
+            given = {"app_id": app_id, "deployment": deployment, "target": target}
+            asked = self._asked(tooling, given, clusters=False)
             found: Templates = await tooling.releases.templates(
-                tooling.api, asked.target, asked.app_id, asked.deployment, limit
+                tooling.api, tooling.permits, asked.target, asked.app_id, asked.deployment, limit
             )
             return found
 
@@ -340,9 +342,8 @@ class Tools:
     ) -> DeploymentStatus:
         """Asks the platform what is live of a deployment now: online template and pods of each cluster."""
         async with self._work.tooling() as tooling:
-            asked = self._asked(
-                tooling, app_id=app_id, deployment=deployment, clusters=clusters, target=target
-            )
+            given = {"app_id": app_id, "deployment": deployment, "clusters": clusters, "target": target}
+            asked = self._asked(tooling, given)
             found: DeploymentStatus = await tooling.releases.live(
                 tooling.api, asked.target, asked.app_id, asked.deployment, asked.clusters
             )
@@ -350,10 +351,13 @@ class Tools:
 
     async def release_resource(self, flow_run_id: str) -> str:
         """A release as JSON."""
-        async with self._work.tooling() as tooling:
-            found = await tooling.releases.find(tooling.api, tooling.permits, flow_run_id)
-            release: Release = await tooling.releases.look(tooling.api, found)
-            return release.model_dump_json()
+        try:
+            async with self._work.tooling() as tooling:
+                found = await tooling.releases.find(tooling.api, tooling.permits, flow_run_id)
+                release: Release = await tooling.releases.look(tooling.api, found)
+                return release.model_dump_json()
+        except ToolError as error:
+            raise ResourceError(str(error)) from error
 
     # ---- planning ----
 
@@ -376,7 +380,7 @@ class Tools:
                 foreign = [
                     name
                     for name, value in given.items()
-                    if name not in submitting.arguments and value not in {ARGUMENTS[name][1], None, ...}
+                    if name not in submitting.arguments and value not in (ARGUMENTS[name][1], None)
                 ]
                 if foreign:
                     raise InputError(
@@ -468,7 +472,18 @@ class Tools:
     async def _submitted(
         self, tooling: Tooling, ctx: Context, flow_run_id: str, wait_seconds: float, *, repeated: bool
     ) -> Submitted:
-        release = await self._wait(tooling, ctx, flow_run_id, wait_seconds)
+        try:
+            release = await self._wait(tooling, ctx, flow_run_id, wait_seconds)
+        except ConfigurationError:
+            # It is submitted: whatever keeps it from being looked at, its id must not be lost.
+            return Submitted(
+                flow_run_id=flow_run_id,
+                state="unknown",
+                repeated=repeated,
+                next=f"It is submitted, and the Prefect API does not answer now. Call get_release with "
+                f"flow_run_id={flow_run_id} in some seconds.",
+                ui_link=tooling.api.link(flow_run_id),
+            )
         again = (
             " The same request had started this run before; attempt=2 makes another release of it."
             if repeated
@@ -506,7 +521,7 @@ class Tools:
                 tooling.releases.check_retry(found)
                 token = tooling.releases.retry_token(found.run)
                 if confirm == token:
-                    return Prepared(Checked())
+                    return Prepared(Checked(), known=token)
                 release: Release = await tooling.releases.look(tooling.api, found)
                 if not _can_ask(ctx):
                     raise ToolError(
@@ -517,7 +532,7 @@ class Tools:
                     f"Go on with {one_line(found.run.name, 120)} ({found.flow}) where it stopped?\n"
                     f"It ended as {release.state}: {unquoted(release.verdict)}"
                 )
-                return Prepared(Checked(), question)
+                return Prepared(Checked(), question, token)
 
         ask = _asking(prepare)
 
@@ -537,7 +552,7 @@ class Tools:
             _agreed(consent)
             async with self._work.tooling() as tooling:
                 found = await tooling.releases.find(tooling.api, tooling.permits, flow_run_id)
-                await tooling.releases.retry(tooling.api, found)
+                await tooling.releases.retry(tooling.api, found, prepared.known)
                 return await self._submitted(tooling, ctx, flow_run_id, wait_seconds, repeated=False)
 
         return retry_release
@@ -550,14 +565,14 @@ class Tools:
             await ctx.report_progress(done, len(release.steps) or None, release.verdict or release.state)
 
         release: Release = await tooling.releases.wait(
-            tooling.api, tooling.permits, flow_run_id, seconds, noted
+            tooling.renewed, tooling.permits, flow_run_id, seconds, noted
         )
         return release
 
-    def _asked(self, tooling: Tooling, **given: Any) -> Request:
+    def _asked(self, tooling: Tooling, given: dict[str, Any], *, clusters: bool = True) -> Request:
         """What a tool that only reads was asked."""
         request = Request.of(**self._given(tooling, given))
-        tooling.permits.check(request.model_dump(exclude_unset=True), target=tooling.api.target)
+        tooling.permits.check(request.model_dump(), clusters=clusters)
         return request
 
     def _request(
@@ -567,12 +582,9 @@ class Tools:
         values = self._given(tooling, given, template="template_id" in submitting.arguments)
         values["requested_by"] = self._requested_by(ctx)
         if "plan" in values:
-            tooling.permits.check(values, target=tooling.api.target)
-            values["plan"] = {"target": tooling.api.target, **values["plan"]}
-            plan = BatchRequest.model_fields["plan"].annotation
-            values["plan"] = plan.of(**values["plan"])  # type: ignore[union-attr]
+            values["plan"] = plan_of({"target": tooling.api.target, **values["plan"]})
         request = submitting.request.of(**values)
-        tooling.permits.check(request.model_dump(mode="json", exclude_unset=True), target=tooling.api.target)
+        tooling.permits.check({name: getattr(request, name) for name in request.model_fields_set})
         return request
 
     def _given(self, tooling: Tooling, given: dict[str, Any], *, template: bool = False) -> dict[str, Any]:
@@ -600,7 +612,8 @@ class Tools:
     def _requested_by(self, ctx: Context) -> str:
         info = ctx.session.client_params.client_info if ctx.session.client_params else None
         client = one_line(info.name, 80) if info else "an MCP client"
-        return one_line(f"{getpass.getuser()} by {client}" if self._stdio else client, 200)
+        user = me() if self._stdio else ""
+        return one_line(f"{user} by {client}" if user else client, 200)
 
 
 @dataclass(frozen=True)
@@ -637,7 +650,8 @@ def _held(request: Checked, plan_hash: str) -> Checked:
 
 
 def _question(submitting: Submitting, plan: Plan) -> str:
-    return f"{submitting.title}?\n" + unquoted("\n".join(plan.lines))
+    # The hash stands for what a long plan does not show, and has the user asked anew where that changes.
+    return f"{submitting.title}?\n" + unquoted("\n".join(plan.lines)) + f"\nHeld to plan {plan.plan_hash}."
 
 
 def _without_plan(planned: Planned) -> str:

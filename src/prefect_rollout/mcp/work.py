@@ -3,7 +3,7 @@
 import asyncio
 import importlib
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # A client that cuts calls at 60 s shall read why it has to come back, rather than nothing.
 _START_SECONDS = 45.0
+_LONGEST_SECONDS = 56.0
 
 
 class Releases(Protocol):
@@ -30,11 +31,16 @@ class Releases(Protocol):
 
 @dataclass(frozen=True)
 class Tooling:
-    """What a tool works with."""
+    """What a tool works with.
+
+    Attributes:
+        renewed: the API, found again where the local service ended meanwhile.
+    """
 
     releases: Releases
     api: "Api"
     permits: Permits
+    renewed: Callable[[], Awaitable["Api"]]
 
 
 class Work:
@@ -80,6 +86,7 @@ class Work:
         Raises:
             ToolError: the API does not answer, did not start, or does not yet.
         """
+        api: Api | None = None
         try:
             try:
                 async with asyncio.timeout(_START_SECONDS):
@@ -90,8 +97,20 @@ class Work:
                     "machine. Nothing was submitted: make the same call again in some seconds."
                 ) from None
             module: Any = importlib.import_module("prefect_rollout.mcp.releases")
-            yield Tooling(module, api, self.permits)
+            try:
+                async with asyncio.timeout(_LONGEST_SECONDS):
+                    yield Tooling(module, api, self.permits, self.api)
+            except TimeoutError:
+                raise ToolError(
+                    "The Prefect API takes too long to answer. Make the same call again: it finds what was "
+                    "started."
+                ) from None
         except RolloutError as error:
+            if api is not None and api.local and error.data.get("prefect_api"):
+                raise ToolError(
+                    "The local Prefect server does not answer; if it ended, it is started again. Make the "
+                    "same call again in some seconds: it finds what was started."
+                ) from error
             raise ToolError(told(error)) from error
 
     async def close(self) -> None:
