@@ -92,6 +92,7 @@ def main() -> None:
             api,
             "deploy-latest-image",
             deployment="qapm-api",
+            images={"qapm-api": "harbor.qihoo.net/qdgc-qapm/qapm-api:202408011000-4c5d6e7"},
             approval="before-release",
             requested_by="zhangsan",
         )

@@ -198,7 +198,8 @@ def _cell(value: str | int | datetime) -> str | int:
 
 async def leave_record(result: BaseModel) -> None:
     """Leaves the result of the run that this is called in. It has no key: the UI lists it nowhere."""
-    await Artifact(type=RECORD, data=result.model_dump(mode="json")).acreate()
+    told = "The result, for programs"
+    await Artifact(type=RECORD, description=told, data=result.model_dump(mode="json")).acreate()
 
 
 async def record_of(client: PrefectClient, run: FlowRun) -> dict[str, Any] | None:

@@ -101,20 +101,13 @@ def render_plan(plan: ReleasePlan) -> str:
         (markdown(each.cluster), markdown(template_words(plan, each)), markdown(pods_words(each)))
         for each in plan.clusters
     ]
-    parts += ["## Clusters", table(("Cluster", "Template", "Pods now → wanted"), clusters)]
+    parts += ["## Clusters", table(("Cluster", "Template", "Pods"), clusters)]
     parts.append(f"Strategy: {markdown(strategy_words(plan))}")
     for names, each in _alike(plan):
         where = f" in {names}" if len(plan.clusters) > 1 else ""
-        rows: list[Sequence[str]] = []
-        for container, before, after in image_rows(each):
-            # One below the other: two image names side by side are wider than the page.
-            if before == after:
-                rows.append((markdown(container), "stays", markdown(after, 2000)))
-            else:
-                rows.append((markdown(container), "before", markdown(before, 2000)))
-                rows.append(("", "after", markdown(after, 2000)))
-        if rows:
-            parts += [f"## Images{where}", table(("Container", "", "Image"), rows)]
+        images = list(_image_lines(each))
+        if images:
+            parts += [f"## Images{where}", "\n".join(images)]
         changes = [(markdown(change.path), markdown(change_words(change))) for change in each.changes or []]
         others = others_words(each)
         if changes or others:
@@ -127,6 +120,16 @@ def render_plan(plan: ReleasePlan) -> str:
         parts.append(RESTARTED)
     parts.append(f"Plan hash: `{plan.plan_hash}`")
     return "\n\n".join(parts)
+
+
+def _image_lines(each: Difference) -> Iterable[str]:
+    # A list, which wraps: in a table, the form that asks for an approval would cut the tags off.
+    for container, before, after in image_rows(each):
+        if before == after:
+            yield f"- **{markdown(container)}** stays {markdown(after, 2000)}"
+        else:
+            yield f"- **{markdown(container)}** before: {markdown(before, 2000)}"
+            yield f"- **{markdown(container)}** after: {markdown(after, 2000)}"
 
 
 def _alike(plan: ReleasePlan) -> Iterable[tuple[str, Difference]]:
