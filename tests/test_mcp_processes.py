@@ -306,7 +306,7 @@ async def test_a_service_whose_server_ends_is_replaced(make_cloud: Any, home: Pa
         for child in service.children():
             if "server" in child.cmdline():
                 child.kill()
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(180):
             while (await client.call_tool("list_releases", {})).is_error:
                 pass
         (other,) = services(home)

@@ -96,7 +96,7 @@ _MCP_PORT = 8361
 def _prepare() -> None:
     embedded.prepare()
     # Whoever waits for an answer shall be told soon that the API is away, and not after minutes.
-    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "2")
+    os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
 
 
 @app.command

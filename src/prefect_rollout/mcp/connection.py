@@ -20,6 +20,7 @@ from prefect.utilities.urls import url_for
 
 from prefect_rollout import guard, local
 from prefect_rollout.blocks import TargetBlock, target_of_environment
+from prefect_rollout.blocks.load import load
 from prefect_rollout.embedded import in_use
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.mcp.permits import DEFAULT_TARGET
@@ -118,8 +119,10 @@ async def _kept(block: TargetBlock | None, password: str) -> str:
     held = block.model_dump_json(context={"include_secrets": True})
     digest = hmac.new(password.encode(), held.encode(), hashlib.sha256).hexdigest()[:16]
     name = f"environment-{digest}"
-    with guard.answering():
-        await block.asave(name, overwrite=True)
+    # Its name stands for all that it holds: where it is saved, it is saved right.
+    if await load(type(block), name, field="target") is None:
+        with guard.answering():
+            await block.asave(name, overwrite=True)
     return f"{block.get_block_type_slug()}/{name}"
 
 
