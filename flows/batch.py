@@ -121,17 +121,8 @@ async def deploy_batch(
         RolloutError: whatever else ended the batch.
     """
     given = locals()
-    given["plan"] = _sound(plan)
+    given["plan"] = Plan.of_parameter(plan)
     return await _conduct(BatchRequest.of(**given))
-
-
-def _sound(plan: Any) -> Plan:
-    """The plan, which arrives as JSON from the Prefect API."""
-    if isinstance(plan, Plan):
-        return plan
-    if not isinstance(plan, dict):
-        raise InputError("plan: should be an object with a list of releases", field="plan")
-    return Plan.of(**plan)
 
 
 async def _conduct(request: BatchRequest) -> BatchResult:

@@ -63,7 +63,7 @@ from prefect_rollout.tasks.before import Before, online_everywhere, still_online
 from prefect_rollout.tasks.step import may_have_run_before
 from prefect_rollout.text import one_line
 from prefect_rollout.turns import resting
-from prefect_rollout.verdict import RUNNING, Expected, Verdict
+from prefect_rollout.verdict import Expected, Verdict, running
 
 RequestT = TypeVar("RequestT", bound=Request)
 
@@ -282,7 +282,7 @@ class Run:
         for judged in verdict.clusters:
             cluster = self._cluster(judged.cluster)
             cluster.ready, cluster.pods = judged.ready, judged.pods
-            cluster.running = sum(pod.state == RUNNING for pod in judged.pods)
+            cluster.running = running(judged.pods)
 
     async def look(self) -> None:
         """What is live where, noted in the result as far as the platform answers in time."""
@@ -307,7 +307,7 @@ class Run:
             now = status.get(cluster.cluster)
             if now is not None and now.pods is not None:
                 cluster.pods = now.pods
-                cluster.running = sum(pod.state == RUNNING for pod in now.pods)
+                cluster.running = running(now.pods)
 
     @property
     def wrote(self) -> bool:

@@ -218,9 +218,7 @@ class Raw:
             stderr=subprocess.PIPE,
         )
         self.number = 0
-        client = {"name": "raw", "version": "1"}
-        asked = {"protocolVersion": "2025-06-18", "capabilities": {}, "clientInfo": client}
-        assert "result" in self.ask("initialize", asked)
+        assert "result" in self.ask("initialize", INITIALIZE["params"])
         self.send({"jsonrpc": "2.0", "method": "notifications/initialized"})
 
     def send(self, message: dict[str, Any]) -> None:
@@ -406,7 +404,7 @@ async def over_http(url: str, mode: str) -> AsyncIterator[Client]:
             yield client
 
 
-INITIALIZE = {
+INITIALIZE: dict[str, Any] = {
     "jsonrpc": "2.0",
     "id": 1,
     "method": "initialize",

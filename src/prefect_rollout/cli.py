@@ -15,12 +15,11 @@ from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 from uuid import UUID
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 from rich.box import SIMPLE_HEAD
 from rich.prompt import Prompt
@@ -28,7 +27,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefect_rollout import embedded
-from prefect_rollout.console import WRONG_USE, QuietConsole, complain, err, me, say
+from prefect_rollout.console import WRONG_USE, QuietConsole, command_line, complain, err, me, say
 from prefect_rollout.difference import plan_lines
 from prefect_rollout.errors import (
     ConfigurationError,
@@ -66,13 +65,7 @@ EXIT_CODES = {
 }
 
 
-app = App(
-    name="prefect-rollout",
-    help="Releases applications on a container cloud as Prefect flows.",
-    version=version("prefect-rollout"),
-    help_format="plaintext",
-    suppress_keyboard_interrupt=False,  # main says what an interrupt leaves behind
-)
+app = command_line("Releases applications on a container cloud as Prefect flows.")
 
 
 app.command("prefect_rollout.mcp.command:mcp", name="mcp", help="Run the MCP server for an assistant.")

@@ -3,6 +3,7 @@
 import getpass
 import signal
 import sys
+from importlib.metadata import version
 
 from cyclopts import App, CycloptsError
 from rich.console import Console
@@ -52,6 +53,17 @@ def complain(error: RolloutError) -> None:
     elif isinstance(error, ReleaseCancelledError):
         kind = "Cancelled"
     say(f"{kind}: {error}", style="red")
+
+
+def command_line(told: str = "") -> App:
+    """A command line without commands."""
+    return App(
+        name="prefect-rollout",
+        help=told,
+        version=version("prefect-rollout"),
+        help_format="plaintext",
+        suppress_keyboard_interrupt=False,  # `run` says what an interrupt leaves behind
+    )
 
 
 def run(app: App) -> None:

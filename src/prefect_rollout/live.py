@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prefect_rollout.batch import BatchResult, Stage, looking_on, told
-from prefect_rollout.progress import STEPS_OF, Progress, listening
+from prefect_rollout.progress import Progress, listening, steps_with
 from prefect_rollout.text import one_line
 
 _MOST_ROWS = 15
@@ -91,8 +91,7 @@ class LiveProgress:
     @property
     def _steps(self) -> tuple[str, ...]:
         """The steps of the action that has all those seen; a deploy's until one differs."""
-        seen = tuple(self._last)
-        return next((steps for steps in STEPS_OF.values() if set(seen) <= set(steps)), seen)
+        return steps_with(self._last)
 
     def _note(self, progress: Progress) -> None:
         known = self._last.get(progress.step)

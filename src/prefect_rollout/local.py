@@ -49,12 +49,10 @@ class Address:
     Attributes:
         api: address of its API.
         password: what its API and its UI ask for; no answer of ours ever holds it.
-        home: the folder of the service.
     """
 
     api: str
     password: str
-    home: Path
 
 
 class Lease:
@@ -131,7 +129,7 @@ async def _connect(home: Path, until: float) -> Lease | None:
             async with asyncio.timeout(max(0.1, until - time.monotonic())):
                 said = json.loads(await reader.readline())
             password = (home / PASSWORD).read_text(encoding="ascii").strip()
-            return Lease(Address(said["api"], password, home), reader, writer)
+            return Lease(Address(said["api"], password), reader, writer)
     except (OSError, ValueError, KeyError, TypeError, TimeoutError):
         pass
     writer.close()

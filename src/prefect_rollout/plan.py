@@ -224,6 +224,20 @@ class Plan(Checked):
         return cls._of_document(yaml_lines.Document(value=values), "the plan")
 
     @classmethod
+    def of_parameter(cls, value: Any) -> Self:
+        """The plan that a flow's parameter is; it arrives as JSON from the Prefect API.
+
+        Raises:
+            InputError: it is none.
+            PlanError: it has mistakes; all are listed.
+        """
+        if isinstance(value, cls):
+            return value
+        if not isinstance(value, dict):
+            raise InputError("plan: should be an object with a list of releases", field="plan")
+        return cls.of(**value)
+
+    @classmethod
     def _of_document(cls, document: yaml_lines.Document, source: str) -> Self:
         mistakes = [_mistake(flaw.path, flaw.problem, flaw.line) for flaw in document.flaws]
         values = {} if document.value is None else document.value

@@ -1,6 +1,6 @@
 """What a release is doing, told as it happens to whoever listens in the same process."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Literal, NamedTuple
@@ -34,6 +34,18 @@ STEPS_OF |= {
     "deploy with approval": (*STEPS[:4], "plan release", "approval", "check plan", *STEPS[4:]),
 }
 """The steps of each action, of its dry run, and of what has to come out as its dry run said."""
+
+
+def steps_with(seen: Iterable[str], action: str = "") -> tuple[str, ...]:
+    """The steps that a run has of which these were seen; those themselves where nothing has them all.
+
+    Args:
+        seen: names of steps, in their order.
+        action: what it does, where that is known; else it is taken for a deploy until a step differs.
+    """
+    names = tuple(seen)
+    likely = sorted(STEPS_OF, key=lambda name: (name != action, action not in name))
+    return next((STEPS_OF[name] for name in likely if set(names) <= set(STEPS_OF[name])), names)
 
 
 class Progress(NamedTuple):

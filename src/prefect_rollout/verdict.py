@@ -19,7 +19,7 @@ By names alone, pods of before that are wanted again (a rollback in the middle o
 old, and the release times out: it errs to that side.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import StrEnum
 
 from pydantic import BaseModel, Field
@@ -44,6 +44,11 @@ FINISHED = frozenset({"Succeeded", "Failed"})
 """States of pods that run no more. Kubernetes may list such pods long after they were replaced."""
 
 _ENDING = FINISHED | {"Terminating"}
+
+
+def running(pods: Iterable[Pod]) -> int:
+    """How many of the pods are running and ready, of whichever template."""
+    return sum(pod.state == RUNNING for pod in pods)
 
 
 class Ending(StrEnum):

@@ -13,7 +13,7 @@ from prefect_rollout.batch import BatchResult, plan_of_all
 from prefect_rollout.difference import plan_lines
 from prefect_rollout.mcp.quoting import advice_of, quoted, quoted_all
 from prefect_rollout.models import ClusterResult, Outcome, Pod, ReleasePlan
-from prefect_rollout.progress import STEPS, STEPS_OF
+from prefect_rollout.progress import STEPS, STEPS_OF, steps_with
 from prefect_rollout.verdict import RUNNING
 
 MOST_PODS = 20
@@ -94,8 +94,8 @@ class Plan(BaseModel):
     lines: list[str] = Field(description="What would change, cluster by cluster, as lines to show.")
 
 
-class Release(BaseModel):
-    """A flow run: how far it is, how it ended, what is live, and what to do next."""
+class Run(BaseModel):
+    """What every answer tells of a flow run."""
 
     flow_run_id: str
     name: str
@@ -105,6 +105,15 @@ class Release(BaseModel):
     dry_run: bool = False
     state: str = Field(description="Prefect's name for the state, such as Running.")
     ended: bool
+    reason: str = ""
+    requested_by: str = ""
+    seconds: float | None = Field(default=None, description="From its first start until now, or its end.")
+    ui_link: str = Field(description="The flow run's page in the Prefect UI, for a person.")
+
+
+class Release(Run):
+    """A flow run: how far it is, how it ended, what is live, and what to do next."""
+
     outcome: Outcome | None = Field(
         default=None,
         description="Once there is one: released is the only good end. planned: a dry run, nothing written.",
@@ -122,14 +131,10 @@ class Release(BaseModel):
     releases: list[BatchRow] = Field(default=[], description="Of a batch: its releases, bad ones first.")
     more_releases: int = Field(default=0, description="Releases of the batch beyond those listed.")
     plan: Plan | None = Field(default=None, description="Of a dry run: what would change.")
-    reason: str = ""
-    requested_by: str = ""
     confirm_retry: str = Field(
         default="", description="What retry_release wants as `confirm`, where the run can be gone on with."
     )
     started: datetime | None = None
-    seconds: float | None = Field(default=None, description="From its first start until now, or its end.")
-    ui_link: str = Field(description="The flow run's page in the Prefect UI, for a person.")
 
 
 class Submitted(BaseModel):
@@ -161,22 +166,10 @@ class Planned(BaseModel):
     ui_link: str
 
 
-class Row(BaseModel):
+class Row(Run):
     """One flow run of a list."""
 
-    flow_run_id: str
-    name: str
-    flow: str
-    app_id: str = ""
-    deployment: str = ""
-    dry_run: bool = False
-    state: str
-    ended: bool
-    reason: str = ""
-    requested_by: str = ""
     created: datetime | None = None
-    seconds: float | None = None
-    ui_link: str
 
 
 class Releases(BaseModel):
@@ -269,11 +262,6 @@ def pods_of(pods: Sequence[Pod]) -> tuple[list[PodView], int]:
     return listed, len(pods) - len(listed)
 
 
-def running(pods: Iterable[Pod]) -> int:
-    """How many of the pods are running and ready."""
-    return sum(pod.state == RUNNING for pod in pods)
-
-
 def _why(pod: Pod) -> str:
     text = ": ".join(part for part in (pod.reason, pod.message) if part)
     return quoted(text, 500) if text and pod.state != RUNNING else ""
@@ -291,13 +279,10 @@ def steps_of(action: str, seen: Mapping[str, tuple[StepState, float | None]]) ->
         action: deploy, rollback, restart or scale.
         seen: `{step: (state, seconds)}`.
     """
-    known = {name: steps for name, steps in STEPS_OF.items() if action in name or name == action}
-    candidates = [STEPS_OF.get(action, STEPS), *known.values(), *STEPS_OF.values()]
-    names = next((steps for steps in candidates if set(seen) <= set(steps)), tuple(seen))
     waiting: tuple[StepState, float | None] = ("waiting", None)
     return [
         Step(number=number, step=name, state=seen.get(name, waiting)[0], seconds=seen.get(name, waiting)[1])
-        for number, name in enumerate(names, 1)
+        for number, name in enumerate(steps_with(seen, action), 1)
     ]
 
 

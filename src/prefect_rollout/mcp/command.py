@@ -3,24 +3,25 @@
 import contextlib
 import os
 from dataclasses import dataclass
-from importlib.metadata import version
 from typing import Annotated
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 from cyclopts.validators import Number
 
 from prefect_rollout import embedded
-from prefect_rollout.console import say
+from prefect_rollout.console import command_line, say
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.mcp.permits import Permits
 
-app = App(
-    name="prefect-rollout",
-    version=version("prefect-rollout"),
-    help_format="plaintext",
-    suppress_keyboard_interrupt=False,
-)
+app = command_line()
 """The command line where it is started as `prefect-rollout mcp`."""
+
+
+_ALLOW = "PREFECT_ROLLOUT_MCP_ALLOW_"
+
+
+def _allow(variable: str, told: str) -> Parameter:
+    return Parameter(env_var=_ALLOW + variable, negative="", help=told)
 
 
 @Parameter(name="*")
@@ -34,44 +35,23 @@ class Allowing:
             env_var="PREFECT_ROLLOUT_MCP_READ_ONLY", negative="", help="Offer only tools that write nothing."
         ),
     ] = False
-    allow_app: Annotated[
-        list[str] | None,
-        Parameter(
-            env_var="PREFECT_ROLLOUT_MCP_ALLOW_APPS",
-            negative="",
-            help="Only apps of this id; may be repeated.",
-        ),
-    ] = None
+    allow_app: Annotated[list[str] | None, _allow("APPS", "Only apps of this id; may be repeated.")] = None
     allow_deployment: Annotated[
-        list[str] | None,
-        Parameter(
-            env_var="PREFECT_ROLLOUT_MCP_ALLOW_DEPLOYMENTS",
-            negative="",
-            help="Only deployments of this name; may be repeated.",
-        ),
+        list[str] | None, _allow("DEPLOYMENTS", "Only deployments of this name; may be repeated.")
     ] = None
     allow_cluster: Annotated[
         list[str] | None,
-        Parameter(
-            env_var="PREFECT_ROLLOUT_MCP_ALLOW_CLUSTERS",
-            negative="",
-            help="Only this cluster; may be repeated. Requests then have to name their clusters.",
-        ),
+        _allow("CLUSTERS", "Only this cluster; may be repeated. Requests then have to name their clusters."),
     ] = None
     allow_target: Annotated[
-        list[str] | None,
-        Parameter(
-            env_var="PREFECT_ROLLOUT_MCP_ALLOW_TARGETS",
-            negative="",
-            help="Only this block, as type-slug/name; may be repeated.",
-        ),
+        list[str] | None, _allow("TARGETS", "Only this block, as type-slug/name; may be repeated.")
     ] = None
 
     def permits(self) -> Permits:
         """The same for the server."""
         for name, value in os.environ.items():
             # Such as a variable that a compose file passes on, and nobody has set.
-            if name.startswith("PREFECT_ROLLOUT_MCP_ALLOW_") and not value.strip():
+            if name.startswith(_ALLOW) and not value.strip():
                 raise ConfigurationError(
                     f"{name} is set, and names nothing",
                     advice="Name what is allowed, or unset the variable to allow all.",

@@ -43,7 +43,7 @@ class Permits:
         if "plan" not in parameters:
             self._check_one(parameters, "", clusters=clusters)
             return
-        plan = plan_of(parameters["plan"])
+        plan = Plan.of_parameter(parameters["plan"])
         for number, release in enumerate(plan.releases):
             # As it would be carried out, whatever the plan's defaults are.
             self._check_one(plan.request(release).model_dump(), f"plan.releases.{number}.", clusters=clusters)
@@ -73,20 +73,6 @@ class Permits:
 ALL = "(all)"
 DEFAULT_TARGET = str(Request.model_fields["target"].default)
 """The target of a flow that names none."""
-
-
-def plan_of(value: Any) -> Plan:
-    """The plan in a flow's parameters.
-
-    Raises:
-        InputError: it is none.
-        PlanError: it has mistakes; all are listed.
-    """
-    if isinstance(value, Plan):
-        return value
-    if not isinstance(value, Mapping):
-        raise InputError("plan: should be an object with a list of releases", field="plan")
-    return Plan.of(**value)
 
 
 def _allowed(value: object, allowed: Collection[str]) -> bool:

@@ -32,6 +32,7 @@ from pydantic import ValidationError
 from prefect_rollout import ledger, reaper, tasks
 from prefect_rollout.blocks import open_target
 from prefect_rollout.errors import ConfigurationError, InputError, RolloutError, TemplateError
+from prefect_rollout.flow_runs import PAGE
 from prefect_rollout.flows.children import children_of, name_of
 from prefect_rollout.guard import ROLLED_BACK, answering
 from prefect_rollout.mcp import answers
@@ -43,17 +44,14 @@ from prefect_rollout.models import Checked, Outcome, Template, newest_first, sam
 from prefect_rollout.platforms.port import Platform
 from prefect_rollout.tasks.parse_metadata import scope_of
 from prefect_rollout.text import one_line
+from prefect_rollout.verdict import running as running_pods
 
 WINDOW = timedelta(minutes=10)
 """For how long the same request means the same release."""
 
-MOST_LINES = 200
-MOST_ROWS = 50
-MOST_TEMPLATES = 50
-
 _LOOK_SECONDS = 0.5
 _LIVE_SECONDS = 10.0
-_PAGES_AT_ONCE = 5  # of 200 runs each, that one list looks through
+_PAGES_AT_ONCE = 5  # that one list looks through
 
 Noted = Callable[[answers.Release], Awaitable[None]]
 
@@ -146,16 +144,6 @@ async def plan(api: Api, flow: str, request: Checked) -> Submission:
     return await submit(api, flow, dry, attempt=int(time.time() * 1000), tags=[tag])
 
 
-async def record_of(api: Api, found: "Found") -> dict[str, Any] | None:
-    """The result that an ended run left, as `--json` prints it.
-
-    Raises:
-        ConfigurationError: the API did not answer.
-    """
-    with answering():
-        return await ledger.record_of(api.client, found.run)
-
-
 # ---- finding ------------------------------------------------------------------------------------
 
 
@@ -201,6 +189,11 @@ async def find(api: Api, permits: Permits, flow_run_id: str) -> Found:
     return Found(run, flow)
 
 
+async def _anew(api: Api, found: Found) -> Found:
+    with answering():
+        return found._replace(run=await api.client.read_flow_run(found.run.id))
+
+
 async def wait(
     renewed: Callable[[], Awaitable[Api]],
     permits: Permits,
@@ -219,10 +212,12 @@ async def wait(
     """
     until = time.monotonic() + seconds
     before = ""
+    found: Found | None = None
     while True:
         api = await renewed()
         try:
-            found = await find(api, permits, flow_run_id)
+            # Only its state changes: what it is, and whether it may be looked at, was found out once.
+            found = await (find(api, permits, flow_run_id) if found is None else _anew(api, found))
             state = found.run.state
             last = state is None or state.is_final() or state.is_paused() or time.monotonic() >= until
             release = await look(api, found, live=last)
@@ -255,23 +250,12 @@ async def look(api: Api, found: Found, *, live: bool = True) -> answers.Release:
     parameters, state = run.parameters, run.state
     ended = state is not None and state.is_final()
     with answering():
-        steps = await _tasks(api, run)
+        steps = [] if flow == "deploy-batch" else await _tasks(api, run)
         record = await ledger.record_of(api.client, run) if ended else None
     release = answers.Release(
-        flow_run_id=str(run.id),
-        name=quoted(run.name, 300),
-        flow=flow,
-        app_id=quoted(parameters.get("app_id", ""), 253),
-        deployment=quoted(parameters.get("deployment", ""), 253),
-        dry_run=bool(parameters.get("dry_run")),
-        state=one_line(state.name if state else "unknown", 40),
-        ended=ended,
+        **_of_run(api, run, flow, reason=1000),
         next="",
-        reason=quoted(parameters.get("reason") or "", 1000),
-        requested_by=quoted(parameters.get("requested_by") or "", 200),
         started=run.start_time,
-        seconds=_seconds(run),
-        ui_link=api.link(run.id),
         confirm_retry=retry_token(run) if ended and _refusal(run) is None else "",
     )
     if flow != "deploy-batch":
@@ -360,7 +344,7 @@ async def _with_live(api: Api, release: answers.Release, parameters: Mapping[str
 
 async def _tasks(api: Api, run: FlowRun) -> list[TaskRun]:
     return await api.client.read_task_runs(
-        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), limit=200
+        flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), limit=PAGE
     )
 
 
@@ -471,6 +455,25 @@ def _next_of_unended(release: answers.Release, run: FlowRun) -> str:
     return again
 
 
+def _of_run(api: Api, run: FlowRun, flow: str, *, reason: int) -> dict[str, Any]:
+    """What every answer tells of a run; of its reason so many characters."""
+    parameters, state = run.parameters, run.state
+    return {
+        "flow_run_id": str(run.id),
+        "name": quoted(run.name, 300),
+        "flow": flow,
+        "app_id": quoted(parameters.get("app_id", ""), 253),
+        "deployment": quoted(parameters.get("deployment", ""), 253),
+        "dry_run": bool(parameters.get("dry_run")),
+        "state": one_line(state.name if state else "unknown", 40),
+        "ended": state is not None and state.is_final(),
+        "reason": quoted(parameters.get("reason") or "", reason),
+        "requested_by": quoted(parameters.get("requested_by") or "", 200),
+        "seconds": _seconds(run),
+        "ui_link": api.link(run.id),
+    }
+
+
 def _seconds(run: FlowRun) -> float | None:
     if run.start_time is None:
         return None
@@ -504,7 +507,7 @@ async def listed(
         flows = {flow.id: flow.name for flow in await api.client.read_flows(flow_filter=named)}
         for _ in range(_PAGES_AT_ONCE):
             page = await api.client.read_flow_runs(
-                flow_filter=named, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=200, offset=offset
+                flow_filter=named, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=PAGE, offset=offset
             )
             for run in page:
                 offset += 1
@@ -515,10 +518,11 @@ async def listed(
                     and (not deployment or run.parameters.get("deployment") == deployment)
                     and (running is None or running is not (run.state is None or run.state.is_final()))
                 ):
-                    rows.append(_row(api, run, flows.get(run.flow_id, "")))
+                    more = _of_run(api, run, flows.get(run.flow_id, ""), reason=300)
+                    rows.append(answers.Row(**more, created=run.created))
                 if len(rows) == limit:
                     return answers.Releases(releases=rows, next_cursor=str(offset))
-            if len(page) < 200:
+            if len(page) < PAGE:
                 return answers.Releases(releases=rows)
     return answers.Releases(releases=rows, next_cursor=str(offset))
 
@@ -531,24 +535,6 @@ def _offset(cursor: str) -> int:
             field="cursor",
         )
     return int(cursor or 0)
-
-
-def _row(api: Api, run: FlowRun, flow: str) -> answers.Row:
-    return answers.Row(
-        flow_run_id=str(run.id),
-        name=quoted(run.name, 300),
-        flow=flow,
-        app_id=quoted(run.parameters.get("app_id", ""), 253),
-        deployment=quoted(run.parameters.get("deployment", ""), 253),
-        dry_run=bool(run.parameters.get("dry_run")),
-        state=one_line(run.state.name if run.state else "unknown", 40),
-        ended=run.state is not None and run.state.is_final(),
-        reason=quoted(run.parameters.get("reason") or "", 300),
-        requested_by=quoted(run.parameters.get("requested_by") or "", 200),
-        created=run.created,
-        seconds=_seconds(run),
-        ui_link=api.link(run.id),
-    )
 
 
 async def logs(api: Api, found: Found, *, limit: int, cursor: str, warnings: bool) -> answers.Logs:
@@ -700,7 +686,7 @@ async def live(
                 online_template=answers.id_of(templates.get(cluster)),
                 online_known=True,
                 replicas=replicas[cluster],
-                running=None if now is None or now.pods is None else answers.running(now.pods),
+                running=None if now is None or now.pods is None else running_pods(now.pods),
                 pods=pods,
                 more_pods=more,
             )

@@ -14,17 +14,16 @@ from pydantic import BaseModel, Field
 
 from prefect_rollout.console import me
 from prefect_rollout.errors import ConfigurationError, InputError
+from prefect_rollout.mcp import answers
 from prefect_rollout.mcp.answers import (
     DeploymentStatus,
     Logs,
-    Plan,
     Planned,
     Release,
     Releases,
     Submitted,
     Templates,
 )
-from prefect_rollout.mcp.permits import plan_of
 from prefect_rollout.mcp.quoting import unquoted
 from prefect_rollout.mcp.work import Tooling, Work
 from prefect_rollout.models import (
@@ -35,7 +34,7 @@ from prefect_rollout.models import (
     ScaleRequest,
     same_id,
 )
-from prefect_rollout.plan import BatchRequest
+from prefect_rollout.plan import BatchRequest, Plan
 from prefect_rollout.settings import CloudEnvironment, cloud_environment
 from prefect_rollout.text import one_line
 
@@ -392,7 +391,7 @@ class Tools:
                 request = self._request(tooling, ctx, submitting, mine)
                 return await self._plan(tooling, ctx, submitting.flow, request, wait_seconds)
 
-        arguments = {name: (kind, default) for name, (kind, default) in ARGUMENTS.items()}
+        arguments = dict(ARGUMENTS)
         for name in ("replicas", "plan"):
             kind = arguments[name][0]
             arguments[name] = (Annotated[kind.__origin__ | None, *kind.__metadata__], None)
@@ -443,7 +442,8 @@ class Tools:
                     )
                 return Prepared(_held(request, planned.plan.plan_hash), _question(submitting, planned.plan))
 
-        ask = _asking(_with_arguments(prepare, {name: ARGUMENTS[name] for name in submitting.arguments}))
+        arguments = {name: ARGUMENTS[name] for name in submitting.arguments}
+        ask = _asking(_with_arguments(prepare, arguments))
 
         async def submit(
             ctx: Context,
@@ -467,7 +467,7 @@ class Tools:
                     flow_run_id, repeated = str(submission.run.id), submission.repeated
                 return await self._submitted(tooling, ctx, flow_run_id, wait_seconds, repeated=repeated)
 
-        return _with_arguments(submit, {name: ARGUMENTS[name] for name in submitting.arguments})
+        return _with_arguments(submit, arguments)
 
     async def _submitted(
         self, tooling: Tooling, ctx: Context, flow_run_id: str, wait_seconds: float, *, repeated: bool
@@ -582,7 +582,7 @@ class Tools:
         values = self._given(tooling, given, template="template_id" in submitting.arguments)
         values["requested_by"] = self._requested_by(ctx)
         if "plan" in values:
-            values["plan"] = plan_of({"target": tooling.api.target, **values["plan"]})
+            values["plan"] = Plan.of_parameter({"target": tooling.api.target, **values["plan"]})
         request = submitting.request.of(**values)
         tooling.permits.check({name: getattr(request, name) for name in request.model_fields_set})
         return request
@@ -649,7 +649,7 @@ def _held(request: Checked, plan_hash: str) -> Checked:
     )
 
 
-def _question(submitting: Submitting, plan: Plan) -> str:
+def _question(submitting: Submitting, plan: answers.Plan) -> str:
     # The hash stands for what a long plan does not show, and has the user asked anew where that changes.
     return f"{submitting.title}?\n" + unquoted("\n".join(plan.lines)) + f"\nHeld to plan {plan.plan_hash}."
 

@@ -65,8 +65,9 @@ class Work:
     async def _start(self) -> "Connection":
         # In a thread: whoever speaks to the server meanwhile is answered.
         await asyncio.to_thread(importlib.import_module, "prefect_rollout.mcp.releases")
-        connection = await asyncio.to_thread(importlib.import_module, "prefect_rollout.mcp.connection")
-        made: Connection = connection.Connection(self._home)
+        from prefect_rollout.mcp.connection import Connection
+
+        made = Connection(self._home)
         await made.api()
         return made
 
@@ -96,10 +97,11 @@ class Work:
                     "The local Prefect server is still starting; a first start takes a minute on a slow "
                     "machine. Nothing was submitted: make the same call again in some seconds."
                 ) from None
-            module: Any = importlib.import_module("prefect_rollout.mcp.releases")
+            from prefect_rollout.mcp import releases
+
             try:
                 async with asyncio.timeout(_LONGEST_SECONDS):
-                    yield Tooling(module, api, self.permits, self.api)
+                    yield Tooling(releases, api, self.permits, self.api)
             except TimeoutError:
                 raise ToolError(
                     "The Prefect API takes too long to answer. Make the same call again: it finds what was "
