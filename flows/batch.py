@@ -62,7 +62,8 @@ _ASKED = "rollout.asked-in-try"
 _RENEW_SECONDS = 2.0
 _BOARD_SECONDS = 6.0
 
-# How often a release is begun or gone on with that the Prefect API did not hear, and after which pause.
+# How often a release is begun or gone on with that the Prefect API did not hear, or whose process ended
+# under it, and after which pause. One that was given up for dead and lives takes itself back meanwhile.
 _TRIES = 3
 _PAUSE_SECONDS = 10.0
 
@@ -488,6 +489,7 @@ class Batch:
             row.detail = progress.step if not progress.detail else f"{progress.step}: {progress.detail}"
             show(self._result)
 
+        ended = Stage.FAILED
         for attempt in range(1, _TRIES + 1):
             try:
                 # A process that was replaced starts nothing more.
@@ -506,15 +508,17 @@ class Batch:
             else:
                 row.seconds = round(time.monotonic() - began, 3)
                 await _note(row, state)
-                if not (row.error and row.error.get("prefect_api")):
+                unheard = row.error is not None and row.error.get("prefect_api")
+                if not unheard and row.stage is not Stage.CRASHED:
                     show(self._result)
                     return
-                problem = row.detail
-            # An API that a burst has overwhelmed recovers; the release goes on where it stopped.
+                ended, problem = row.stage, row.detail
+            # An API that a burst has overwhelmed recovers, and another worker may take up what one has
+            # dropped; the release goes on where it stopped.
             if attempt < _TRIES:
                 row.stage, row.detail, row.error = Stage.RUNNING, f"to be gone on with: {problem}", None
                 await asyncio.sleep(attempt * _PAUSE_SECONDS)
-        row.stage, row.detail = Stage.FAILED, problem
+        row.stage, row.detail = ended, problem
         show(self._result)
 
     @asynccontextmanager

@@ -265,6 +265,8 @@ async def test_an_approval_that_comes_too_late_releases_nothing_and_a_retry_asks
     async with asyncio.timeout(30):
         await _in_state(run_id, StateType.FAILED)
     assert await inputs(run_id, "suspended-release-1-response") == {}
+    async with get_client() as client:  # time enough for the answer to the second question
+        await client.update_flow_run(run_id, parameters={**ASKED, "approval_seconds": 600})
     with pytest.raises(Pause):
         await retried(run_id)
     await answer(run_id, "approve", "lisi")
@@ -458,7 +460,12 @@ def test_the_question_says_what_changes_where() -> None:
     request = ReleaseRequest.of(app_id=3290, deployment="qapm-home", requested_by="zhangsan")
     asked = question(request, result, plan)
     assert asked.startswith("**Release qapm-home** of app qapm (3290)\n\n- **Requested by:** zhangsan\n\n")
-    for told in ("| a | 5 → ", "| home | before | r/home:1 |", "after | r/home:2 |", "`0123456789abcdef`"):
+    for told in (
+        "| a | 5 → ",
+        "- **home** before: r/home:1\n",
+        "- **home** after: r/home:2\n",
+        "`0123456789abcdef`",
+    ):
         assert told in asked
 
 

@@ -19,6 +19,9 @@ from prefect.client.schemas.filters import (
     ArtifactFilterFlowRunId,
     FlowFilter,
     FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
@@ -364,7 +367,25 @@ async def test_a_child_deployment_that_does_not_exist_is_named(make_cloud: Any) 
 # ---- on a work pool ------------------------------------------------------------------------------
 
 
-async def test_a_batch_on_a_work_pool_with_two_workers(
+async def one_killed() -> UUID:
+    """A release that a worker's process carried out until it was killed."""
+    async with asyncio.timeout(300), get_client() as client:
+        while True:
+            running = await client.read_flow_runs(
+                flow_filter=FlowFilter(name=FlowFilterName(any_=["deploy-latest-image"])),
+                flow_run_filter=FlowRunFilter(
+                    state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
+                ),
+            )
+            for run in running:
+                pid = str(run.labels.get("rollout.process", "")).rpartition(" ")[2]
+                if pid and run.work_queue_name == "releases":
+                    os.kill(int(pid), signal.SIGKILL)
+                    return run.id
+            await asyncio.sleep(0.5)
+
+
+async def test_a_batch_on_a_work_pool_with_two_workers_one_of_whose_releases_is_killed(
     make_cloud: Any, prefect_api: str, tmp_path: Path
 ) -> None:
     cloud = make_cloud(**shop(40, FORTY))
@@ -375,8 +396,12 @@ async def test_a_batch_on_a_work_pool_with_two_workers(
     workers = [worker(prefect_api, tmp_path, cloud.environment, *options, name) for name in ("w1", "w2")]
     try:
         plan = plan_of(40, 4, failure_budget="5%", max_parallel=8)
+        # Killed in the moment between lease and label, it waits for its own lease to end.
+        plan["defaults"] = {**FAST, "lock_wait_seconds": 120}
+        killing = asyncio.create_task(one_killed())
         result = await failing(plan, run_in="work-pool")
-        assert Counter(stages(result).values()) == {Stage.RELEASED: 38, Stage.FAILED: 2}
+        unlike = {row.name: (row.stage, row.detail) for row in result.releases if row.app_id not in FORTY}
+        assert Counter(stages(result).values()) == {Stage.RELEASED: 38, Stage.FAILED: 2}, unlike
         assert written(cloud) == dict.fromkeys(range(1, 41), ONCE)
         found = await children(UUID(result.batch_id))
         assert len(found) == 40
@@ -386,10 +411,11 @@ async def test_a_batch_on_a_work_pool_with_two_workers(
             assert run.parent_task_run_id is not None
         (row,) = [row for row in result.releases if row.app_id == 4]
         assert "ImagePullError" in row.detail
+        async with get_client() as client:  # another process went on with it
+            assert (await client.read_flow_run(await killing)).run_count > 1
     finally:
         for process in workers:
-            process.terminate()
-        for process in workers:
+            process.kill()
             process.wait(60)
 
 

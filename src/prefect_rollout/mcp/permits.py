@@ -38,8 +38,10 @@ class Permits:
 
         Raises:
             InputError: they do; it names the field and what is allowed.
-            PlanError: the plan has mistakes.
+            PlanError: the plan has mistakes, and not all that it may name is allowed.
         """
+        if not (self.apps or self.deployments or self.targets or (clusters and self.clusters)):
+            return
         if "plan" not in parameters:
             self._check_one(parameters, "", clusters=clusters)
             return
