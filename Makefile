@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV := .venv/bin/uv
 SYNC := .venv/.synced
 
-.PHONY: help demo test check types lock clean
+.PHONY: help demo test cluster-test check types lock clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -23,7 +23,12 @@ demo: $(SYNC) ## release the article's app on the simulated cloud
 	@.venv/bin/prefect-rollout demo
 
 test: $(SYNC) ## the suite
-	.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile
+	.venv/bin/pytest -n auto --maxprocesses 4 --dist loadfile --ignore tests/cluster
+
+# PostgreSQL, Redis and HAProxy from Debian packages, where they are missing.
+cluster-test: $(SYNC) ## the suite of several machines: PostgreSQL, Redis, two API replicas, three workers
+	@tests/cluster/needs.sh
+	.venv/bin/pytest tests/cluster
 
 check: types ## lint, format and types
 	.venv/bin/ruff check .
@@ -31,7 +36,7 @@ check: types ## lint, format and types
 
 types: $(SYNC) ## types alone
 	.venv/bin/mypy -p prefect_rollout
-	.venv/bin/mypy tests docs
+	.venv/bin/mypy tests docs bench
 
 lock: $(UV) ## renew uv.lock
 	$(UV) lock --upgrade

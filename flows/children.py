@@ -99,7 +99,7 @@ def _nothing() -> None:
 
 def batch_tag(batch_id: UUID) -> str:
     """The tag of a batch's children."""
-    return f"batch:{batch_id}"
+    return f"{guard.BATCH_TAG}{batch_id}"
 
 
 def name_of(child: FlowRun) -> str:

@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -40,10 +40,12 @@ def prefect(server: str, *arguments: str) -> None:
     assert ended.returncode == 0, ended.stdout + ended.stderr
 
 
-def worker(server: str, home: Path, environment: dict[str, str], *options: str) -> subprocess.Popen[bytes]:
-    """A worker of the pool `rollout`; of the repository its machine has nothing but the installed package."""
+def worker(
+    server: str, home: Path, environment: dict[str, str], *options: str, pool: str = "rollout"
+) -> subprocess.Popen[bytes]:
+    """A worker of the pool; of the repository its machine has nothing but the installed package."""
     return _process(
-        [BIN / "prefect", "worker", "start", "--pool", "rollout", *(options or ("--limit", "1"))],
+        [BIN / "prefect", "worker", "start", "--pool", pool, *(options or ("--limit", "1"))],
         home,
         {**environment, "PREFECT_API_URL": server, "PREFECT_WORKER_QUERY_SECONDS": "1"},
     )
@@ -114,6 +116,63 @@ class Cloud:
             f"{entry.kind} {entry.template}" + (f" to {entry.cluster}" if entry.cluster else "")
             for entry in self.inside.record()
         ]
+
+
+# ---- batches -------------------------------------------------------------------------------------
+
+FAST: dict[str, Any] = {"poll_seconds": 0.2, "poll_attempts": 200, "grace_seconds": 3, "lock_wait_seconds": 0}
+BAD_IMAGE = {"kind": "image_cannot_be_pulled"}
+
+
+def shop(count: int, behaviours: Mapping[int, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+    """A scenario of apps 1 to `count`, each with a deployment `web` whose template app*10 is online in c1."""
+    return {
+        "apps": [
+            {
+                "id": app,
+                "name": f"app-{app}",
+                "deployments": [
+                    {
+                        "id": app,
+                        "name": "web",
+                        "clusters": {"c1": 1},
+                        "templates": [{"id": app * 10, "image": f"r/app{app}:1"}],
+                        "online": {"c1": app * 10},
+                        "behaviour": [(behaviours or {})[app]] if app in (behaviours or {}) else [],
+                    }
+                ],
+            }
+            for app in range(1, count + 1)
+        ]
+    }
+
+
+def plan_of(count: int, waves: int = 1, **more: Any) -> Any:
+    """A plan that releases all of `shop`, in waves of the same size."""
+    return {
+        "defaults": FAST,
+        "releases": [
+            {
+                "app_id": app,
+                "deployment": "web",
+                "wave": 1 + (app - 1) * waves // count,
+                "images": {"web": f"r/app{app}:2"},
+            }
+            for app in range(1, count + 1)
+        ],
+        **more,
+    }
+
+
+def written(cloud: Cloud) -> dict[int, list[str]]:
+    """What took effect, by app: `{1: ["template", "publish"]}` for one release."""
+    found: dict[int, list[str]] = {}
+    for entry in cloud.record:
+        found.setdefault(entry["app"], []).append(entry["kind"])
+    return found
+
+
+ONCE = ["template", "publish"]
 
 
 class Zygote:

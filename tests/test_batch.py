@@ -44,63 +44,9 @@ from prefect_rollout.flows import deploy_batch
 from prefect_rollout.flows.again import go_on
 from prefect_rollout.flows.children import children_of, name_of
 from prefect_rollout.models import Outcome
-from support import Cloud, Zygote, lives, prefect, worker
+from support import BAD_IMAGE, FAST, ONCE, Cloud, Zygote, lives, plan_of, prefect, shop, worker, written
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
-
-FAST: dict[str, Any] = {"poll_seconds": 0.2, "poll_attempts": 200, "grace_seconds": 3, "lock_wait_seconds": 0}
-BAD_IMAGE = {"kind": "image_cannot_be_pulled"}
-
-
-def shop(count: int, behaviours: Mapping[int, Mapping[str, Any]] | None = None) -> dict[str, Any]:
-    """A scenario of apps 1 to `count`, each with a deployment `web` whose template app*10 is online in c1."""
-    return {
-        "apps": [
-            {
-                "id": app,
-                "name": f"app-{app}",
-                "deployments": [
-                    {
-                        "id": app,
-                        "name": "web",
-                        "clusters": {"c1": 1},
-                        "templates": [{"id": app * 10, "image": f"r/app{app}:1"}],
-                        "online": {"c1": app * 10},
-                        "behaviour": [(behaviours or {})[app]] if app in (behaviours or {}) else [],
-                    }
-                ],
-            }
-            for app in range(1, count + 1)
-        ]
-    }
-
-
-def plan_of(count: int, waves: int = 1, **more: Any) -> Any:
-    """A plan that releases all of `shop`, in waves of the same size."""
-    return {
-        "defaults": FAST,
-        "releases": [
-            {
-                "app_id": app,
-                "deployment": "web",
-                "wave": 1 + (app - 1) * waves // count,
-                "images": {"web": f"r/app{app}:2"},
-            }
-            for app in range(1, count + 1)
-        ],
-        **more,
-    }
-
-
-def written(cloud: Cloud) -> dict[int, list[str]]:
-    """What took effect, by app: `{1: ["template", "publish"]}` for one release."""
-    found: dict[int, list[str]] = {}
-    for entry in cloud.record:
-        found.setdefault(entry["app"], []).append(entry["kind"])
-    return found
-
-
-ONCE = ["template", "publish"]
 
 
 async def failing(plan: Any, **more: Any) -> BatchResult:

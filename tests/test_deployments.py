@@ -10,15 +10,22 @@ from uuid import UUID
 import httpx
 import pytest
 import yaml
-from prefect import get_client
+from prefect import flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelling
+from prefect.types.entrypoint import EntrypointType
 
 from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.models import ReleaseResult
 from support import Cloud, prefect, served, worker
+
+
+@flow
+async def somebody_elses() -> None:
+    """A flow that is none of ours."""
+
 
 ROOT = Path(__file__).parent.parent
 
@@ -106,6 +113,36 @@ async def test_a_release_that_is_cancelled_in_the_ui_stops_before_its_next_write
     finally:
         process.terminate()
         process.wait(60)
+
+
+async def test_a_worker_of_our_own_type_runs_releases_in_its_process_and_nothing_else(
+    cloud: Cloud, prefect_api: str, tmp_path: Path
+) -> None:
+    prefect(prefect_api, "--no-prompt", "work-pool", "create", "warm", "--type", "rollout", "--overwrite")
+    names = []
+    for each in (deploy_latest_image, somebody_elses):
+        deployment = await each.ato_deployment(
+            "warm", work_pool_name="warm", entrypoint_type=EntrypointType.MODULE_PATH
+        )
+        await deployment.aapply()
+        names.append(f"{each.name}/warm")
+    process = worker(prefect_api, tmp_path, cloud.environment, pool="warm")
+    try:
+        asked = {"app_id": 3290, "deployment": "qapm-home", "poll_seconds": 0.2}
+        released = await arun_deployment(names[0], parameters=asked, timeout=120, poll_interval=0.2)
+        other = await arun_deployment(names[1], timeout=60, poll_interval=0.2)
+    finally:
+        process.kill()
+        process.wait(30)
+    assert released.state is not None
+    assert released.state.is_completed(), released.state
+    assert len(cloud.record) == 2
+    assert str(released.infrastructure_pid).endswith(f" {process.pid}")
+    assert released.labels["rollout.process"] == released.infrastructure_pid
+    assert other.state is not None
+    assert other.state.is_crashed()
+    assert "Only deploy-latest-image, " in str(other.state.message)
+    assert "not somebody-elses" in str(other.state.message)
 
 
 async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:

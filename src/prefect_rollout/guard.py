@@ -75,6 +75,9 @@ _LEASE, _LOCKS, _SINCE, _HOST = "rollout.lease", "rollout.locks", "rollout.locke
 # Label of a flow run that began: the process that runs it, or did.
 _PROCESS = "rollout.process"
 
+BATCH_TAG = "batch:"
+"""How the tag begins that a batch's releases have: its run's id follows."""
+
 ROLLED_BACK = "rollout.rolled-back"
 """Label of a flow run that began to undo what it had published: it is not gone on with."""
 
@@ -599,6 +602,9 @@ async def _check_results(run: FlowRun) -> None:
         "PREFECT_DEFAULT_RESULT_STORAGE_BLOCK to a storage block that all share."
     )
     try:
+        if (batch := _batch_of(run)) is not None:
+            problem = f"the results of the batch that started this run ({batch}) are out of reach here"
+            await storage.read_path(f"prefect-rollout-{batch}")
         if host:
             problem = f"what this run did in its earlier try, on {one_line(host, 80)}, is out of reach here"
             advice += " Until then, retry the run on that machine, or start a new release."
@@ -609,6 +615,13 @@ async def _check_results(run: FlowRun) -> None:
         raise ConfigurationError(
             f"{problem}: {type(error).__name__} {one_line(error, 120)}", advice=advice
         ) from error
+
+
+def _batch_of(run: FlowRun) -> str | None:
+    """The run of the batch that the run is a release of: it has proved its own results by then."""
+    if run.parent_task_run_id is None:
+        return None
+    return next((tag.removeprefix(BATCH_TAG) for tag in run.tags if tag.startswith(BATCH_TAG)), None)
 
 
 def _host() -> str:

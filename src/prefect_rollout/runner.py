@@ -1,4 +1,4 @@
-"""Runs the flow runs of local deployments inside one warm process.
+"""Runs flow runs inside one warm process: those of the local deployments, and for `worker` those of a pool.
 
 A process of its own for each release would cost seconds and a hundred megabytes: most of both is the
 import of Prefect. The flows are async and wait most of their time, as the releases of a batch do, and
@@ -6,13 +6,12 @@ a cancel reaches them through `guard`.
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
 
 import httpx
-from prefect import Flow
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -30,6 +29,7 @@ from prefect.utilities.engine import propose_state
 
 from prefect_rollout.flows.again import FLOWS
 from prefect_rollout.settings import batches
+from prefect_rollout.text import one_line
 from prefect_rollout.turns import Turns, taking
 
 _LOOK_SECONDS = 1.0
@@ -39,11 +39,9 @@ _MOST_AT_ONCE = 100
 class Runner:
     """Runs what is due of its deployments. `of` makes one."""
 
-    def __init__(
-        self, client: PrefectClient, flows: Mapping[UUID, Flow[Any, Any]], poked: asyncio.Event
-    ) -> None:
+    def __init__(self, client: PrefectClient, deployments: Collection[UUID], poked: asyncio.Event) -> None:
         self._client = client
-        self._flows = flows
+        self._deployments = list(deployments)
         self._poked = poked
         self._tasks: dict[UUID, asyncio.Task[None]] = {}
         self._turns = Turns(batches().api_turns)
@@ -58,7 +56,7 @@ class Runner:
             client: of the API.
             poked: when it is set, the runner looks at once for what is due.
         """
-        flows = {}
+        deployments = []
         for name, flow in FLOWS.items():
             deployment = await flow.ato_deployment(
                 name,
@@ -66,8 +64,8 @@ class Runner:
                 tags=["prefect-rollout"],
                 entrypoint_type=EntrypointType.MODULE_PATH,
             )
-            flows[await deployment.aapply()] = flow
-        return cls(client, flows, poked)
+            deployments.append(await deployment.aapply())
+        return cls(client, deployments, poked)
 
     @property
     def busy(self) -> bool:
@@ -102,7 +100,7 @@ class Runner:
         if room <= 0:
             return
         due = await self._client.get_scheduled_flow_runs_for_deployments(
-            deployment_ids=list(self._flows), scheduled_before=datetime.now(UTC), limit=room
+            deployment_ids=self._deployments, scheduled_before=datetime.now(UTC), limit=room
         )
         for run in due:
             if run.id not in self._tasks:
@@ -112,42 +110,61 @@ class Runner:
     async def sweep(self) -> None:
         """Ends what was cancelled while no runner ran: nobody else would ever do so."""
         cancelling = FlowRunFilter(
-            deployment_id=FlowRunFilterDeploymentId(any_=list(self._flows)),
+            deployment_id=FlowRunFilterDeploymentId(any_=self._deployments),
             state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING])),
         )
         for run in await self._client.read_flow_runs(flow_run_filter=cancelling):
-            await self._end_if_cancelling(run.id)
-
-    async def _end_if_cancelling(self, run_id: UUID) -> None:
-        """Ends a run that was cancelled before its flow began, which Prefect then does not let begin."""
-        run = await self._client.read_flow_run(run_id)
-        if run.state is not None and run.state.type is StateType.CANCELLING:
-            state: State[None] = Cancelled(message="cancelled in Prefect before it began")
-            await self._client.set_flow_run_state(run_id, state)
+            await end_if_cancelling(self._client, run.id)
 
     async def _conduct(self, run: FlowRun) -> None:
         try:
-            if not (await propose_state(self._client, Pending(), flow_run_id=run.id)).is_pending():
-                return
-            run = await self._client.read_flow_run(run.id)
-            flow = self._flows[run.deployment_id] if run.deployment_id else None
-            if flow is None:
-                return
-            ended: Any = run_flow(flow, flow_run=run, return_type="state")
-            if flow.name == "deploy-batch":  # its releases take turns of their own
-                await ended
-            else:
-                async with taking(self._turns):
-                    await ended
-            await self._end_if_cancelling(run.id)
-        except Pause:  # suspended: it comes back as a scheduled run
-            self._logger.info("%s is suspended", run.id)
+            if (await propose_state(self._client, Pending(), flow_run_id=run.id)).is_pending():
+                await carry_out(self._client, await self._client.read_flow_run(run.id), self._turns)
         except Abort as aborted:
             self._logger.info("%s is not this runner's: %s", run.id, aborted)
-            await self._end_if_cancelling(run.id)
-        except Exception as error:  # whatever it is, the run must not look as if it ran
-            self._logger.exception("%s could not be run", run.id)
-            message = f"It could not be run: {type(error).__name__}."
-            await propose_state(self._client, Crashed(message=message), flow_run_id=run.id)
+            await end_if_cancelling(self._client, run.id)
+        except (httpx.HTTPError, PrefectException) as error:
+            self._logger.warning("The Prefect API did not take what became of %s: %r", run.id, error)
         finally:
             del self._tasks[run.id]
+
+
+async def carry_out(client: PrefectClient, run: FlowRun, turns: Turns) -> None:
+    """Runs a pending flow run in this process, to its end or until it waits for a person.
+
+    Args:
+        client: of the API.
+        run: of any of the flows here; a run of another one is marked Crashed.
+        turns: what the releases of this process take at the API.
+    """
+    logger = get_logger("prefect_rollout.runner")
+    try:
+        name = (await client.read_flow(run.flow_id)).name
+        if (flow := FLOWS.get(name)) is None:
+            message = f"Only {', '.join(FLOWS)} are run here, and not {one_line(name, 80)}."
+            await propose_state(client, Crashed(message=message), flow_run_id=run.id)
+            return
+        ended: Any = run_flow(flow, flow_run=run, return_type="state")
+        if name == "deploy-batch":  # its releases take turns of their own
+            await ended
+        else:
+            async with taking(turns):
+                await ended
+        await end_if_cancelling(client, run.id)
+    except Pause:  # suspended: it comes back as a scheduled run
+        logger.info("%s is suspended", run.id)
+    except Abort as aborted:
+        logger.info("%s is another process's: %s", run.id, aborted)
+        await end_if_cancelling(client, run.id)
+    except Exception as error:  # whatever it is, the run must not look as if it ran
+        logger.exception("%s could not be run", run.id)
+        message = f"It could not be run: {type(error).__name__}."
+        await propose_state(client, Crashed(message=message), flow_run_id=run.id)
+
+
+async def end_if_cancelling(client: PrefectClient, run_id: UUID) -> None:
+    """Ends a run that was cancelled before its flow began, which Prefect then does not let begin."""
+    run = await client.read_flow_run(run_id)
+    if run.state is not None and run.state.type is StateType.CANCELLING:
+        state: State[None] = Cancelled(message="cancelled in Prefect before it began")
+        await client.set_flow_run_state(run_id, state)

@@ -1,0 +1,15 @@
+#!/bin/sh
+# Makes the work pool and its queues, or puts them right. Lower numbers go first: a rollback overtakes a
+# batch. No more batches than the limit run at once, so that their releases always find a worker.
+#
+#   deploy/work-pool.sh [type] [batches]
+set -eu
+prefect --no-prompt work-pool create rollout --type "${1:-rollout}" --overwrite
+queue() {
+  prefect work-queue create "$1" --pool rollout --priority "$2" >/dev/null 2>&1 || true
+  prefect work-queue inspect "$1" --pool rollout >/dev/null
+}
+queue urgent 1
+queue releases 3
+queue batches 4
+prefect work-queue set-concurrency-limit batches "${2:-4}" --pool rollout
