@@ -14,7 +14,7 @@ from prefect import flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelling
+from prefect.states import AwaitingRetry, Cancelling
 from prefect.types.entrypoint import EntrypointType
 
 from prefect_rollout.flows import deploy_latest_image
@@ -115,10 +115,9 @@ async def test_a_release_that_is_cancelled_in_the_ui_stops_before_its_next_write
         process.wait(60)
 
 
-async def test_a_worker_of_our_own_type_runs_releases_in_its_process_and_nothing_else(
-    cloud: Cloud, prefect_api: str, tmp_path: Path
-) -> None:
-    prefect(prefect_api, "--no-prompt", "work-pool", "create", "warm", "--type", "rollout", "--overwrite")
+async def warm_pool(server: str) -> list[str]:
+    """A pool of the type `rollout`, and deployments for it of a flow of ours and of another one."""
+    prefect(server, "--no-prompt", "work-pool", "create", "warm", "--type", "rollout", "--overwrite")
     names = []
     for each in (deploy_latest_image, somebody_elses):
         deployment = await each.ato_deployment(
@@ -126,6 +125,13 @@ async def test_a_worker_of_our_own_type_runs_releases_in_its_process_and_nothing
         )
         await deployment.aapply()
         names.append(f"{each.name}/warm")
+    return names
+
+
+async def test_a_worker_of_our_own_type_runs_releases_in_its_process_and_nothing_else(
+    cloud: Cloud, prefect_api: str, tmp_path: Path
+) -> None:
+    names = await warm_pool(prefect_api)
     process = worker(prefect_api, tmp_path, cloud.environment, pool="warm")
     try:
         asked = {"app_id": 3290, "deployment": "qapm-home", "poll_seconds": 0.2}
@@ -145,6 +151,43 @@ async def test_a_worker_of_our_own_type_runs_releases_in_its_process_and_nothing
     assert "not somebody-elses" in str(other.state.message)
 
 
+async def test_a_worker_of_our_own_type_that_is_told_to_end_leaves_its_release_to_the_next_one(
+    make_cloud: Any, prefect_api: str, tmp_path: Path
+) -> None:
+    cloud = make_cloud(speed=1)
+    name, _ = await warm_pool(prefect_api)
+    asked = {"app_id": 3290, "deployment": "qapm-home", "poll_seconds": 0.2, "poll_attempts": 1000}
+    first = worker(prefect_api, tmp_path, cloud.environment, pool="warm")
+    run = await arun_deployment(name, parameters=asked, timeout=0)
+    try:
+        await eventually(lambda: _published(cloud))
+    finally:
+        first.terminate()
+    async with get_client() as client:
+        await eventually(lambda: _ended(client, run.id))
+        state = (await client.read_flow_run(run.id)).state
+        assert state is not None
+        # Not for lack of heartbeats, which would take a minute and a half.
+        assert state.is_crashed(), state
+        assert "No sign of life" not in str(state.message)
+        assert first.wait(60) is not None
+        artifacts = await client.read_artifacts(
+            artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+        )
+        # It said what it leaves behind.
+        assert ["1343170" in str(artifact.data) for artifact in artifacts if artifact.type == "markdown"] == [
+            True
+        ]
+        await client.set_flow_run_state(run.id, AwaitingRetry(), force=True)
+        second = worker(prefect_api, tmp_path, cloud.environment, pool="warm")
+        try:
+            await eventually(lambda: _released(client, run.id))
+        finally:
+            second.kill()
+            second.wait(30)
+    assert [entry["kind"] for entry in cloud.record] == ["template", "publish"]
+
+
 async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
     """Waits for a condition that another process brings about."""
     async with asyncio.timeout(seconds):
@@ -154,6 +197,11 @@ async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 
 
 async def _published(cloud: Cloud) -> bool:
     return any(entry["kind"] == "publish" for entry in cloud.record)
+
+
+async def _released(client: Any, run_id: UUID) -> bool:
+    state = (await client.read_flow_run(run_id)).state
+    return state is not None and state.is_completed()
 
 
 async def _ended(client: Any, run_id: UUID) -> bool:

@@ -10,6 +10,7 @@ that matter. A worker that is told to end stops its releases before their next w
 Crashed, so that others can go on with them.
 """
 
+import asyncio
 import os
 import socket
 from typing import Any
@@ -21,6 +22,9 @@ from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker
 
 from prefect_rollout.settings import batches
 from prefect_rollout.turns import Turns
+
+# How long a release has to come to its end when its worker is told to end.
+_END_SECONDS = 20.0
 
 
 class RolloutResult(BaseWorkerResult):
@@ -51,5 +55,15 @@ class RolloutWorker(BaseWorker[BaseJobConfiguration, BaseVariables, RolloutResul
 
         here = f"{socket.gethostname()} {os.getpid()}"
         (task_status or anyio.TASK_STATUS_IGNORED).started(here)
-        await carry_out(self.client, await self.client.read_flow_run(flow_run.id), self._turns)
+        run = await self.client.read_flow_run(flow_run.id)
+        # As a task of its own: a worker that ends would not let a release say what it leaves behind, as it
+        # cancels whatever its own tasks wait for, again and again.
+        running = asyncio.create_task(carry_out(self.client, run, self._turns), name=run.name)
+        try:
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            running.cancel()
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait([running], timeout=_END_SECONDS)
+            raise
         return RolloutResult(status_code=0, identifier=here)
