@@ -4,7 +4,13 @@
 #
 #   deploy/work-pool.sh [type] [batches]
 set -eu
-prefect --no-prompt work-pool create rollout --type "${1:-rollout}" --overwrite
+type=${1:-rollout}
+prefect --no-prompt work-pool create rollout --type "$type" --overwrite
+# A worker that was there first has made the pool, as Prefect's process type, and a pool keeps its type.
+prefect work-pool inspect rollout --output json | grep -q "\"type\": *\"$type\"" || {
+  echo "The work pool rollout is of another type: delete it (prefect work-pool delete rollout) and start anew." >&2
+  exit 1
+}
 queue() {
   prefect work-queue create "$1" --pool rollout --priority "$2" >/dev/null 2>&1 || true
   prefect work-queue inspect "$1" --pool rollout >/dev/null

@@ -14,6 +14,7 @@ import pytest
 from mcp import Client
 from mcp_types import ElicitResult
 from prefect import flow, get_client
+from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.states import Cancelling, Completed, Crashed, Pending
 
 from prefect_rollout import reaper
@@ -302,7 +303,8 @@ async def test_without_a_question_a_plan_has_to_be_confirmed(cloud: Cloud, assis
         arguments = {"plan": {"releases": [{"app_id": 3290, "deployment": "qapm-home"}]}}
     async with assistant() as user:
         refusal = await user.refused(tool, **arguments)
-        assert "plan_release" in refusal
+        action = {"deploy_latest_image": "deploy", "deploy_batch": "batch"}.get(tool, tool)
+        assert f"plan_release with action='{action}'" in refusal
         assert "a plan's hash has 16 digits" in await user.refused(tool, **arguments, confirm="yes")
         submitted = await user.call(tool, **arguments, confirm="0123456789abcdef", wait_seconds=30)
         assert submitted["outcome"] == "failed"
@@ -521,6 +523,9 @@ async def test_arguments_that_cannot_be_used(cloud: Cloud, assistant: Any) -> No
             "plan_release", action="restart", **HOME_NAMES, replicas=2
         )
         assert "action: " in await user.refused("plan_release", action="destroy")
+        strange = await user.refused("plan_release", kind="rollback", **HOME_NAMES)
+        assert "kind: plan_release has no such argument" in strange
+        assert "action" in strange
         assert "wait_seconds: " in await user.refused("get_release", flow_run_id="x", wait_seconds=51)
         assert "cursor: " in await user.refused("list_releases", cursor="-1")
         assert "no argument of the action deploy" in await user.refused(
@@ -535,6 +540,23 @@ async def test_arguments_that_cannot_be_used(cloud: Cloud, assistant: Any) -> No
         assert "releases.1.deployment" in refusal
         unknown = await user.refused("get_deployment_status", app_id=3290, deployment="qapm-hom")
         assert "qapm-home" in unknown
+    assert cloud.record == []
+
+
+async def test_a_batch_whose_plan_has_mistakes_is_shown_as_it_ended(cloud: Cloud, assistant: Any) -> None:
+    async with assistant() as user:
+        await user.call("list_releases")  # the deployments are there
+        async with get_client() as client:
+            deployment = await client.read_deployment_by_name("deploy-batch/deploy-batch")
+            # Past the schema, as a deployment that does not enforce it lets a run through.
+            await client.update_deployment(deployment.id, DeploymentUpdate(enforce_parameter_schema=False))
+            parameters = {"plan": {"releases": [{"app_id": 1}]}}
+            run = await client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        shown = await user.call("get_release", flow_run_id=str(run.id), wait_seconds=45)
+        assert shown["state"] == "Failed"
+        assert "releases.0.deployment: is missing" in shown["verdict"]
+        listed = await user.call("list_releases", limit=50)
+        assert str(run.id) in [row["flow_run_id"] for row in listed["releases"]]
     assert cloud.record == []
 
 

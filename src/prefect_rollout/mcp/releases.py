@@ -309,6 +309,8 @@ async def _with_children(api: Api, release: answers.Release, run: FlowRun) -> an
     with answering():
         runs = await children_of(api.client, run.id, "dry-run" if release.dry_run else "release")
     newest = {name_of(child): child for child in runs}
+    if not newest and release.ended:  # its state says why
+        return release
     rows, others = answers.rows_of(
         {"name": name, "stage": _stage(child), "flow_run_id": str(child.id)} for name, child in newest.items()
     )
@@ -424,7 +426,11 @@ def _next(release: answers.Release, run: FlowRun, advice: str) -> str:
     if state is None or not release.ended:
         return _next_of_unended(release, run)
     if release.outcome is Outcome.PLANNED or (release.dry_run and state.is_completed()):
-        return "Show the plan to the user; to do exactly this, call the same tool with confirm=<plan_hash>."
+        tool = release.flow.replace("-", "_")
+        return (
+            f"Show the plan to the user; to do exactly this, call {tool} with the same arguments and "
+            "confirm=<plan_hash>."
+        )
     if state.is_completed():
         by_hand = "Somebody set it to Completed by hand: ask get_deployment_status what is live."
         return "Nothing: it is done." if release.outcome is Outcome.RELEASED else by_hand

@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from prefect_rollout.mcp.quoting import RULE
 from prefect_rollout.mcp.work import Work
+from prefect_rollout.text import one_line
 
 INSTRUCTIONS = f"""\
 Releases applications on a container cloud, as Prefect flow runs: each release has an id and a page in the
@@ -72,7 +73,17 @@ class Server(MCPServer[None]):
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[None, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
-        """Calls a tool. Wrong arguments are told in a sentence: the SDK's text is pydantic's."""
+        """Calls a tool. Wrong arguments are told in a sentence: the SDK's text is pydantic's.
+
+        An argument that the tool does not have is refused, not ignored: it may be what matters most.
+        """
+        for tool in await self.list_tools():
+            known = tool.input_schema.get("properties", {})
+            if tool.name == name and (strange := [each for each in arguments if each not in known]):
+                raise ToolError(
+                    f"{one_line(strange[0], 80)}: {name} has no such argument; it has "
+                    f"{', '.join(known) or 'none'}. Nothing was submitted."
+                )
         try:
             return await super().call_tool(name, arguments, context)
         except ToolError as error:

@@ -259,8 +259,8 @@ class Tools:
         add(self.get_deployment_status, "See what is live", READS)
         if read_only:
             return
-        for submitting in SUBMITTING.values():
-            tool = self._submitting(submitting)
+        for action, submitting in SUBMITTING.items():
+            tool = self._submitting(action, submitting)
             tool.__name__, tool.__doc__ = submitting.tool, submitting.description
             add(tool, submitting.title, WRITES)
         add(self.cancel_release, "Cancel a release", STOPS)
@@ -414,7 +414,7 @@ class Tools:
 
     # ---- submitting ----
 
-    def _submitting(self, submitting: Submitting) -> Callable[..., Awaitable[Submitted]]:
+    def _submitting(self, action: str, submitting: Submitting) -> Callable[..., Awaitable[Submitted]]:
         async def prepare(ctx: Context, confirm: str, attempt: int, **given: Any) -> Prepared:
             async with self._work.tooling() as tooling:
                 request = self._request(tooling, ctx, submitting, given)
@@ -426,9 +426,9 @@ class Tools:
                 if not _can_ask(ctx):
                     if not confirm:
                         raise ToolError(
-                            "Nothing was submitted: the user has to agree first. Call plan_release with the "
-                            "same arguments, show the user what it answers, and call this again with "
-                            "confirm=<its plan_hash>."
+                            f"Nothing was submitted: the user has to agree first. Call plan_release with "
+                            f"action={action!r} and the same arguments, show the user what it answers, and "
+                            "call this again with confirm=<its plan_hash>."
                         )
                     return Prepared(_held(request, confirm))
                 planned = await self._plan(tooling, ctx, submitting.flow, request, _PLAN_SECONDS)
