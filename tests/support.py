@@ -121,6 +121,8 @@ class Cloud:
 # ---- batches -------------------------------------------------------------------------------------
 
 FAST: dict[str, Any] = {"poll_seconds": 0.2, "poll_attempts": 200, "grace_seconds": 3, "lock_wait_seconds": 0}
+# A release that is killed between its lease and the label that names it waits for the lease to end.
+PATIENT: dict[str, Any] = {**FAST, "lock_wait_seconds": 120}
 BAD_IMAGE = {"kind": "image_cannot_be_pulled"}
 
 

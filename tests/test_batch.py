@@ -44,7 +44,19 @@ from prefect_rollout.flows import deploy_batch
 from prefect_rollout.flows.again import go_on
 from prefect_rollout.flows.children import children_of, name_of
 from prefect_rollout.models import Outcome
-from support import BAD_IMAGE, FAST, ONCE, Cloud, Zygote, lives, plan_of, prefect, shop, worker, written
+from support import (
+    BAD_IMAGE,
+    ONCE,
+    PATIENT,
+    Cloud,
+    Zygote,
+    lives,
+    plan_of,
+    prefect,
+    shop,
+    worker,
+    written,
+)
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -169,6 +181,7 @@ async def test_a_batch_that_is_killed_in_wave_2_is_gone_on_with_and_releases_not
     monkeypatch.setenv("PREFECT_API_URL", prefect_api)  # for the process that is killed
     cloud = make_cloud(speed=10, **shop(40, FORTY))
     plan = plan_of(40, 4, failure_budget="5%", max_parallel=10)
+    plan["defaults"] = PATIENT
     async with get_client() as client:
         batch = await client.create_flow_run(deploy_batch, parameters={"plan": plan}, state=Pending())
     with Zygote() as zygote:
@@ -342,8 +355,7 @@ async def test_a_batch_on_a_work_pool_with_two_workers_one_of_whose_releases_is_
     workers = [worker(prefect_api, tmp_path, cloud.environment, *options, name) for name in ("w1", "w2")]
     try:
         plan = plan_of(40, 4, failure_budget="5%", max_parallel=8)
-        # Killed in the moment between lease and label, it waits for its own lease to end.
-        plan["defaults"] = {**FAST, "lock_wait_seconds": 120}
+        plan["defaults"] = PATIENT
         killing = asyncio.create_task(one_killed())
         result = await failing(plan, run_in="work-pool")
         unlike = {row.name: (row.stage, row.detail) for row in result.releases if row.app_id not in FORTY}

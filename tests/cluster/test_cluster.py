@@ -19,12 +19,11 @@ from cluster.topology import Topology
 from prefect_rollout.batch import BatchResult, Stage
 from prefect_rollout.errors import RolloutError
 from prefect_rollout.flows.children import children_of
-from support import BAD_IMAGE, FAST, ONCE, Cloud, plan_of, shop, written
+from support import BAD_IMAGE, FAST, ONCE, PATIENT, Cloud, plan_of, shop, written
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 WORKERS = ("w1", "w2", "w3")
-PATIENT: dict[str, Any] = {**FAST, "lock_wait_seconds": 120}
 BATCH = "deploy-batch/deploy-batch"
 RELEASE = "deploy-latest-image/deploy-latest-image"
 
