@@ -18,7 +18,7 @@ import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
 from mcp import Client, StdioServerParameters
 
@@ -41,8 +41,8 @@ RELEASE = {"app_id": "3290", "deployment": "qapm-home"}
 LONGEST_SECONDS = 120
 
 
-async def main(times: int) -> list[list[str]]:
-    """Measures, prints and returns a row for each way."""
+async def main(times: int) -> None:
+    """Prints the median and the longest of each way."""
     with tempfile.TemporaryDirectory() as folder, SimulatorServer(Scenario()) as cloud:
         variables = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
             "HOME": folder,
@@ -65,7 +65,7 @@ async def main(times: int) -> list[list[str]]:
             }
             processes: list[subprocess.Popen[bytes]] = []
             try:
-                return await _measured(client, times, variables | _prefects(), processes)
+                await _measured(client, times, variables | _prefects(), processes)
             finally:
                 for process in processes:
                     process.kill()
@@ -78,7 +78,7 @@ def _prefects() -> dict[str, str]:
 
 async def _measured(
     client: Client, times: int, variables: dict[str, str], processes: list[subprocess.Popen[bytes]]
-) -> list[list[str]]:
+) -> None:
     from prefect import get_client
     from prefect.client.orchestration import PrefectClient
 
@@ -93,7 +93,7 @@ async def _measured(
         )
 
     async def by_mcp(api: PrefectClient) -> UUID:
-        asked = {**RELEASE, "action": "restart", "wait_seconds": 0, "attempt": uuid4().hex[:12]}
+        asked = {**RELEASE, "action": "restart", "wait_seconds": 0}
         answer = await client.call_tool("plan_release", asked)
         assert answer.structured_content, answer
         return UUID(answer.structured_content["flow_run_id"])
@@ -127,12 +127,9 @@ async def _measured(
                     running[name].append(reached - called)
                 await asyncio.sleep(turn % 5 * 0.7)  # at no fixed phase of anybody's look
     base = statistics.median(running[MCP])
-    rows = []
     for name, took in running.items():
         middle = statistics.median(took)
-        rows.append([name, f"{middle:.2f} s", f"{max(took):.2f} s", f"×{middle / base:.1f}"])
         print(f"{name:40} p50 {middle:6.2f} s   longest {max(took):6.2f} s   ×{middle / base:.1f}")
-    return rows
 
 
 async def _pooled(name: str, kind: str) -> None:

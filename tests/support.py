@@ -6,7 +6,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -18,6 +18,13 @@ from prefect_rollout.platforms.signing import StarkHmacSigner
 from prefect_rollout.simulator import SimulatorServer
 
 BIN = Path(sys.executable).parent
+
+
+async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
+    """Waits for a condition that another process brings about."""
+    async with asyncio.timeout(seconds):
+        while not await condition():  # noqa: ASYNC110 - it comes true elsewhere
+            await asyncio.sleep(0.1)
 
 
 def free_port() -> int:

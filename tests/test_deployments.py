@@ -1,8 +1,6 @@
 """`prefect.yaml`, as an operator applies it: deploy, a process worker, a run from the API."""
 
-import asyncio
 import time
-from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -19,7 +17,7 @@ from prefect.types.entrypoint import EntrypointType
 
 from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.models import ReleaseResult
-from support import Cloud, prefect, served, worker
+from support import Cloud, eventually, prefect, served, worker
 
 
 @flow
@@ -186,13 +184,6 @@ async def test_a_worker_of_our_own_type_that_is_told_to_end_leaves_its_release_t
             second.kill()
             second.wait(30)
     assert [entry["kind"] for entry in cloud.record] == ["template", "publish"]
-
-
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 60) -> None:
-    """Waits for a condition that another process brings about."""
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - it comes true elsewhere
-            await asyncio.sleep(0.1)
 
 
 async def _published(cloud: Cloud) -> bool:

@@ -297,7 +297,7 @@ class Guard:
     async def _count_anew(self) -> None:
         """Learns the count of a run that Prefect counts as begun again, where it is still this process's."""
         run = await self._client.read_flow_run(self.run_id)
-        if run.labels.get(_PROCESS) == _process():
+        if run.labels.get(_PROCESS) == this_process():
             self._tries = run.run_count
 
     async def beat(self) -> None:
@@ -487,7 +487,7 @@ async def watching(run_id: UUID) -> AsyncIterator[Guard]:
             guard = Guard(client, run_id, run.run_count)
             beat_seconds = await reaper.ensure(client)
             await guard.beat()  # before anything else: a run that never beat is found late when it is killed
-            await client.update_flow_run_labels(run_id, {_PROCESS: _process()})
+            await client.update_flow_run_labels(run_id, {_PROCESS: this_process()})
             await _check_results(run)
         token = _guard.set(guard)
         try:
@@ -628,7 +628,8 @@ def _host() -> str:
     return one_line(socket.gethostname(), 80)
 
 
-def _process(pid: int | None = None) -> str:
+def this_process(pid: int | None = None) -> str:
+    """What a run's label calls this process, or the one of that id on this machine."""
     return f"{_host()} {os.getpid() if pid is None else pid}"
 
 
@@ -639,7 +640,7 @@ def ended_here(run: FlowRun) -> bool:
     """
     pid = str(run.labels.get(_PROCESS, "")).rpartition(" ")[2]
     # On Windows os.kill would end the process.
-    if os.name != "posix" or not pid.isdecimal() or run.labels[_PROCESS] != _process(int(pid)):
+    if os.name != "posix" or not pid.isdecimal() or run.labels[_PROCESS] != this_process(int(pid)):
         return False
     try:
         os.kill(int(pid), 0)

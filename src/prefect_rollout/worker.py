@@ -11,8 +11,6 @@ Crashed, so that others can go on with them.
 """
 
 import asyncio
-import os
-import socket
 from typing import Any
 
 import anyio
@@ -51,9 +49,10 @@ class RolloutWorker(BaseWorker[BaseJobConfiguration, BaseVariables, RolloutResul
     ) -> RolloutResult:
         """Carries the flow run out."""
         # Prefect's server loads this too, as a collection, and needs no flow.
+        from prefect_rollout.guard import this_process
         from prefect_rollout.runner import carry_out
 
-        here = f"{socket.gethostname()} {os.getpid()}"
+        here = this_process()
         (task_status or anyio.TASK_STATUS_IGNORED).started(here)
         run = await self.client.read_flow_run(flow_run.id)
         # As a task of its own: a worker that ends would not let a release say what it leaves behind, as it

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -19,7 +19,7 @@ from cluster.topology import Topology
 from prefect_rollout.batch import BatchResult, Stage
 from prefect_rollout.errors import RolloutError
 from prefect_rollout.flows.children import children_of
-from support import BAD_IMAGE, FAST, ONCE, PATIENT, Cloud, plan_of, shop, written
+from support import BAD_IMAGE, FAST, ONCE, PATIENT, Cloud, eventually, plan_of, shop, written
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -57,25 +57,18 @@ async def ended(run_id: UUID, seconds: float = 420) -> FlowRun:
             await asyncio.sleep(0.5)
 
 
-async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 240) -> None:
-    """Waits for what other processes bring about."""
-    async with asyncio.timeout(seconds):
-        while not await condition():  # noqa: ASYNC110 - it comes true elsewhere
-            await asyncio.sleep(0.2)
-
-
 async def in_state(run_id: UUID, name: str) -> None:
     async def is_in_it() -> bool:
         return (await now(run_id)).state_name == name
 
-    await eventually(is_in_it)
+    await eventually(is_in_it, 240)
 
 
 async def has_written(cloud: Cloud, apps: int, writes: int = 1) -> None:
     async def has() -> bool:
         return len(written(cloud)) >= apps and len(cloud.record) >= writes
 
-    await eventually(has)
+    await eventually(has, 240)
 
 
 async def result_of(run: FlowRun) -> BatchResult:
@@ -121,7 +114,7 @@ async def test_two_hundred_apps_over_three_workers_one_of_which_is_killed(
             async def has_some() -> bool:
                 return len(await its()) > 3
 
-            await eventually(has_some)
+            await eventually(has_some, 240)
             victim.kill()
             orphans = await its()
             assert orphans
