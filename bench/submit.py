@@ -1,7 +1,5 @@
 """From a request to the release Running: this package's warm runner and worker against Prefect's own.
 
-    python bench/submit.py [times]
-
 Each turn submits the same dry run of a restart to the same local Prefect server, one way after the other:
 by an MCP tool, which the local service's runner executes; and as runs of deployments for a worker of the
 type `rollout`, for Prefect's process worker and for Prefect's `serve`, each with its own settings and with a
@@ -13,24 +11,22 @@ import os
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 from mcp import Client, StdioServerParameters
+from rig import PREFECT, ROLLOUT, Row, clean_environment, simulated, workplace
 
 from prefect_rollout import local
-from prefect_rollout.simulator import Scenario, SimulatorServer
 
-BIN = Path(sys.executable).parent
 SERVE = (
-    "from prefect_rollout.flows import restart; "
-    "restart.serve(name={name!r}, query_seconds={seconds}, print_starting_message=False)"
+    "from prefect import serve; from prefect_rollout.flows import restart; "
+    "serve(restart.to_deployment({name!r}), query_seconds={seconds}, print_starting_message=False)"
 )
-MCP = "MCP, the local service's runner"
+MCP = "by MCP"
+GOALS = (1.0, 3.0)
 POOLS = {  # label: work pool's type, seconds between looks
     "worker of type rollout, 2 s": ("rollout", 2),
     "Prefect's process worker, 2 s": ("process", 2),
@@ -41,35 +37,35 @@ RELEASE = {"app_id": "3290", "deployment": "qapm-home"}
 LONGEST_SECONDS = 120
 
 
-async def main(times: int) -> None:
-    """Prints the median and the longest of each way."""
-    with tempfile.TemporaryDirectory() as folder, SimulatorServer(Scenario()) as cloud:
-        variables = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")} | {
-            "HOME": folder,
-            "K8S_API_URL": cloud.url,
-            "K8S_KEY_ID": "demo-key",
-            "K8S_SECRET_KEY": "demo-secret",
-        }
-        server = StdioServerParameters(command=str(BIN / "prefect-rollout"), args=["mcp"], env=variables)
+def measure(times: int = 10) -> list[Row]:
+    """The median and the longest of each way, warm, and the first of each."""
+    return asyncio.run(_measure(times))
+
+
+async def _measure(times: int) -> list[Row]:
+    with workplace() as folder, simulated(folder, {}) as cloud:
+        variables = {**clean_environment(folder), **cloud.variables}
+        server = StdioServerParameters(command=ROLLOUT, args=["mcp"], env=variables)
         async with Client(server) as client:
             began = time.monotonic()
             while (await client.call_tool("list_releases", {})).is_error:
                 await asyncio.sleep(0.1)
-            print(f"a first start, until the local server answers: {time.monotonic() - began:.1f} s")
-            lease = await local.attach(Path(folder) / ".prefect-rollout" / "local")
+            first = time.monotonic() - began
+            lease = await local.attach(folder / ".prefect-rollout" / "local")
             os.environ |= {
                 "PREFECT_API_URL": lease.address.api,
                 "PREFECT_API_AUTH_STRING": lease.address.password,
-                "PREFECT_HOME": folder,
+                "PREFECT_HOME": str(folder / "prefect"),
                 "PREFECT_LOGGING_LEVEL": "ERROR",
             }
             processes: list[subprocess.Popen[bytes]] = []
             try:
-                await _measured(client, times, variables | _prefects(), processes)
+                rows = await _measured(client, times, variables | _prefects(), processes)
             finally:
                 for process in processes:
                     process.kill()
                 await lease.close()
+    return [Row("submit: an assistant's first start, until its server answers", first, "s"), *rows]
 
 
 def _prefects() -> dict[str, str]:
@@ -78,7 +74,7 @@ def _prefects() -> dict[str, str]:
 
 async def _measured(
     client: Client, times: int, variables: dict[str, str], processes: list[subprocess.Popen[bytes]]
-) -> None:
+) -> list[Row]:
     from prefect import get_client
     from prefect.client.orchestration import PrefectClient
 
@@ -111,7 +107,7 @@ async def _measured(
         for label, (kind, seconds) in POOLS.items():
             name = f"{kind}-{seconds}"
             await _pooled(name, kind)
-            start([str(BIN / "prefect"), "worker", "start", "--pool", name], seconds)
+            start([PREFECT, "worker", "start", "--pool", name], seconds)
             ways[label] = by(name)
         for label, seconds in SERVED.items():
             name = f"served-{seconds}"
@@ -122,14 +118,19 @@ async def _measured(
         for turn in range(times + 1):
             for name, submit in ways.items():
                 called = time.time()
-                reached = await _running(api, await submit(api))
-                if turn:  # the first is cold
-                    running[name].append(reached - called)
+                running[name].append(await _running(api, await submit(api)) - called)
                 await asyncio.sleep(turn % 5 * 0.7)  # at no fixed phase of anybody's look
-    base = statistics.median(running[MCP])
-    for name, took in running.items():
-        middle = statistics.median(took)
-        print(f"{name:40} p50 {middle:6.2f} s   longest {max(took):6.2f} s   ×{middle / base:.1f}")
+    return [row for name, took in running.items() for row in _rows(name, took, running[MCP])]
+
+
+def _rows(name: str, took: list[float], ours: list[float]) -> list[Row]:
+    middle, goals = statistics.median(took[1:]), GOALS if name == MCP else (None, None)
+    by = "" if name == MCP else f"×{middle / statistics.median(ours[1:]):.0f} of by MCP"
+    return [
+        Row(f"submit to Running, {name}: p50", middle, "s", goals[0], by),
+        Row(f"submit to Running, {name}: longest", max(took[1:]), "s", goals[1], f"of {len(took) - 1}"),
+        Row(f"submit to Running, {name}: the first", took[0], "s"),
+    ]
 
 
 async def _pooled(name: str, kind: str) -> None:
@@ -138,7 +139,7 @@ async def _pooled(name: str, kind: str) -> None:
 
     from prefect_rollout.flows import restart
 
-    command = [str(BIN / "prefect"), "--no-prompt", "work-pool", "create", name, "--type", kind]
+    command = [PREFECT, "--no-prompt", "work-pool", "create", name, "--type", kind]
     await asyncio.to_thread(subprocess.run, command, check=True, capture_output=True)
     deployment = await restart.ato_deployment(
         name, work_pool_name=name, entrypoint_type=EntrypointType.MODULE_PATH
@@ -163,7 +164,3 @@ async def _running(api: Any, run_id: UUID) -> float:
     found = {state.name: state.timestamp.timestamp() for state in states}
     assert "Running" in found, [(state.name, state.message) for state in states]
     return float(found["Running"])
-
-
-if __name__ == "__main__":
-    asyncio.run(main(int(sys.argv[1]) if len(sys.argv) > 1 else 10))

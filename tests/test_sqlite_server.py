@@ -1,16 +1,18 @@
 """What a Prefect server on SQLite loads of this package, against SQLAlchemy and SQLite themselves."""
 
+import asyncio
 import gc
 import sqlite3
 from collections.abc import Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
+from types import ModuleType
 
-import prefect.server.database.configurations  # noqa: F401 - what makes a process a server
 import pytest
+from prefect.server.database.configurations import AioSqliteConfiguration
 from sqlalchemy import Engine, event, text
-from sqlalchemy.exc import IntegrityError
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 
 def open_cursors() -> int:
@@ -48,13 +50,55 @@ async def fail(path: Path) -> int:
     return left
 
 
-@pytest.mark.usefixtures("no_collection")
-async def test_a_failed_statement_leaves_no_cursor_to_the_garbage_collector(tmp_path: Path) -> None:
+def loaded() -> ModuleType:
+    """The module, as Prefect's server loads it."""
     (entry,) = entry_points(group="prefect.collections", name="prefect_rollout_server")
     module = entry.load()
+    assert isinstance(module, ModuleType)
+    return module
+
+
+@pytest.mark.usefixtures("no_collection")
+async def test_a_failed_statement_leaves_no_cursor_to_the_garbage_collector(tmp_path: Path) -> None:
+    module = loaded()
     assert await fail(tmp_path / "with") == 0
     event.remove(Engine, "handle_error", module.close_cursor)
     try:
         assert await fail(tmp_path / "without") == 1, "SQLAlchemy closes it itself: the module can go"
     finally:
         event.listen(Engine, "handle_error", module.close_cursor)
+
+
+async def count_up(database: AioSqliteConfiguration, engine: AsyncEngine) -> None:
+    """Reads a number and writes it back, one more, in a transaction as the server begins them."""
+    session = await database.session(engine)
+    async with session, database.begin_transaction(session):
+        number = (await session.execute(text("SELECT number FROM t"))).scalar_one()
+        await asyncio.sleep(0.01)
+        await session.execute(text("UPDATE t SET number = :number"), {"number": number + 1})
+
+
+async def counted_up(path: Path, times: int) -> int:
+    """Does so many times at once, and what comes of it."""
+    database = AioSqliteConfiguration(f"sqlite+aiosqlite:///{path}")
+    engine = await database.engine()
+    async with engine.connect() as connection:
+        await connection.execute(text("CREATE TABLE t (number INTEGER)"))
+        await connection.execute(text("INSERT INTO t VALUES (0)"))
+    async with asyncio.TaskGroup() as group:
+        for _ in range(times):
+            group.create_task(count_up(database, engine))
+    async with engine.connect() as connection:
+        return int((await connection.execute(text("SELECT number FROM t"))).scalar_one())
+
+
+async def test_transactions_that_read_and_then_write_wait_for_each_other(tmp_path: Path) -> None:
+    module = loaded()
+    assert await counted_up(tmp_path / "with", 8) == 8
+    event.remove(Engine, "before_cursor_execute", module.begin_as_writer)
+    try:
+        with pytest.raises(ExceptionGroup) as refused:
+            await counted_up(tmp_path / "without", 8)
+    finally:
+        event.listen(Engine, "before_cursor_execute", module.begin_as_writer, retval=True)
+    assert refused.group_contains(OperationalError, match="database is locked")

@@ -17,7 +17,7 @@ from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.text import one_line
 
 # Defaults for a run from the command line; whoever sets a variable keeps it.
-_DEFAULTS = {
+DEFAULTS = {
     "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "true",
     # A first start migrates a new database and takes longer than Prefect's 20 s on a small machine.
     "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",
@@ -38,7 +38,7 @@ DEMO_HOME = Path.home() / ".prefect-rollout" / "demo"
 
 def prepare() -> None:
     """Sets defaults for whichever Prefect API is configured, and for the embedded one otherwise."""
-    for name, value in _DEFAULTS.items():
+    for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
 
 

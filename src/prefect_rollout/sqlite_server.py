@@ -1,4 +1,8 @@
-"""Keeps a Prefect server on SQLite from standing still for a minute at a time.
+"""Keeps a Prefect server on SQLite from refusing what it could do, and from standing still for a minute.
+
+A transaction that reads and then writes is refused at once where another has written in between: waiting
+would not help it. The server answers 503, and the client comes again after seconds; of a batch, a release
+met three of those. So each transaction takes the write lock at its beginning, where SQLite has it wait.
 
 SQLAlchemy's aiosqlite adapter does not close the cursor of a statement that fails. It stays in the
 traceback, which is a cycle, and so the garbage collector ends it: on the server's event loop, at any time.
@@ -29,8 +33,21 @@ def close_cursor(context: "ExceptionContext") -> None:
             return
 
 
+def begin_as_writer(
+    _connection: object,
+    _cursor: object,
+    statement: str,
+    parameters: object,
+    _context: object,
+    _many: bool,
+) -> tuple[str, object]:
+    """Has a transaction of Prefect's, which says how it begins, begin with the write lock."""
+    return ("BEGIN IMMEDIATE" if statement == "BEGIN DEFERRED" else statement), parameters
+
+
 # Whatever else loads collections has no database.
 if "prefect.server.database.configurations" in sys.modules:
     from sqlalchemy import Engine, event
 
     event.listen(Engine, "handle_error", close_cursor)
+    event.listen(Engine, "before_cursor_execute", begin_as_writer, retval=True)

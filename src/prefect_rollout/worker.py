@@ -11,6 +11,7 @@ Crashed, so that others can go on with them.
 """
 
 import asyncio
+import time
 from typing import Any
 
 import anyio
@@ -23,6 +24,8 @@ from prefect_rollout.turns import Turns
 
 # How long a release has to come to its end when its worker is told to end.
 _END_SECONDS = 20.0
+
+_SWEEP_SECONDS = 60.0
 
 
 class RolloutResult(BaseWorkerResult):
@@ -40,6 +43,19 @@ class RolloutWorker(BaseWorker[BaseJobConfiguration, BaseVariables, RolloutResul
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._turns = Turns(batches().api_turns)
+        self._swept = 0.0
+
+    async def sync_with_backend(self) -> None:
+        """Tells Prefect that the worker lives; and looks for releases that were killed, once a minute.
+
+        Prefect's automations do that as well, but for five minutes after a restart of Redis.
+        """
+        await super().sync_with_backend()
+        if time.monotonic() - self._swept >= _SWEEP_SECONDS:
+            from prefect_rollout import reaper
+
+            self._swept = time.monotonic()
+            await reaper.sweep(self.client)
 
     async def run(
         self,

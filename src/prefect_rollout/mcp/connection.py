@@ -5,8 +5,10 @@ import hashlib
 import hmac
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.settings import (
@@ -24,6 +26,8 @@ from prefect_rollout.blocks.load import load
 from prefect_rollout.embedded import in_use
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.mcp.permits import DEFAULT_TARGET
+
+_NO_RUN = UUID(int=0)
 
 
 class Api:
@@ -56,8 +60,13 @@ class Api:
 
     def link(self, run_id: Any) -> str:
         """The address of a flow run's page in the UI; empty where there is none."""
+        return self._page.replace(str(_NO_RUN), str(run_id))
+
+    @cached_property
+    def _page(self) -> str:
+        # Made once: to put settings in force takes tens of milliseconds.
         with temporary_settings(self._settings):
-            return url_for("flow-run", obj_id=run_id) or ""
+            return url_for("flow-run", obj_id=_NO_RUN) or ""
 
     @property
     def ui(self) -> str:

@@ -29,6 +29,11 @@ class Permits:
     clusters: Collection[str] = ()
     targets: Collection[str] = ()
 
+    @property
+    def restrict(self) -> bool:
+        """Whether anything is not allowed to be named."""
+        return bool(self.apps or self.deployments or self.clusters or self.targets)
+
     def check(self, parameters: Mapping[str, Any], *, clusters: bool = True) -> None:
         """Returns where the parameters of a flow name nothing that is not allowed.
 
@@ -40,7 +45,7 @@ class Permits:
             InputError: they do; it names the field and what is allowed.
             PlanError: the plan has mistakes, and not all that it may name is allowed.
         """
-        if not (self.apps or self.deployments or self.targets or (clusters and self.clusters)):
+        if not (self.restrict if clusters else (self.apps or self.deployments or self.targets)):
             return
         if "plan" not in parameters:
             self._check_one(parameters, "", clusters=clusters)

@@ -509,11 +509,13 @@ async def listed(
     offset = _offset(cursor)
     named = FlowFilter(name=FlowFilterName(any_=list(reaper.FLOWS)))
     rows: list[answers.Row] = []
+    # Where nothing is left out, nearly all of the newest are wanted.
+    size = PAGE if app_id or deployment or running is not None or permits.restrict else limit
     with answering():
         flows = {flow.id: flow.name for flow in await api.client.read_flows(flow_filter=named)}
         for _ in range(_PAGES_AT_ONCE):
             page = await api.client.read_flow_runs(
-                flow_filter=named, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=PAGE, offset=offset
+                flow_filter=named, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=size, offset=offset
             )
             for run in page:
                 offset += 1
@@ -528,8 +530,9 @@ async def listed(
                     rows.append(answers.Row(**more, created=run.created))
                 if len(rows) == limit:
                     return answers.Releases(releases=rows, next_cursor=str(offset))
-            if len(page) < PAGE:
+            if len(page) < size:
                 return answers.Releases(releases=rows)
+            size = PAGE
     return answers.Releases(releases=rows, next_cursor=str(offset))
 
 

@@ -1,0 +1,63 @@
+"""A batch in this process against the embedded API, as a person starts it; prints what it took as JSON."""
+
+import asyncio
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+import psutil
+from rig import Meter
+
+from prefect_rollout import embedded
+
+
+def main(count: int, home: Path) -> None:
+    """Releases apps 1 to `count`, all in one wave, as many at once as a plan allows."""
+    embedded.isolate(home)
+    embedded.reach()
+    from prefect_rollout.flows import deploy_batch
+    from prefect_rollout.plan import Plan
+
+    plan = Plan.model_validate(
+        {
+            "max_parallel": count,
+            "releases": [
+                {"app_id": app, "deployment": "web", "images": {"web": "r/app:2"}}
+                for app in range(1, count + 1)
+            ],
+        }
+    )
+    this = psutil.Process()
+    watched = [this, *(one for one in this.children(recursive=True) if "uvicorn" in " ".join(one.cmdline()))]
+    memory, before, began = this.memory_info().rss, [_seconds(one) for one in watched], time.monotonic()
+    with Meter(os.environ["K8S_API_URL"]).reading() as meter:
+        state = asyncio.run(_ended(deploy_batch(plan=plan, return_state=True)))
+    wall = time.monotonic() - began
+    ours, server = (_seconds(one) - earlier for one, earlier in zip(watched, before, strict=True))
+    figures = {
+        "state": f"{state.name}: {state.message}",
+        "wall": wall,
+        "cpu": ours,
+        "server_cpu": server,
+        "memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - memory,
+        "to_cloud": len(meter.of(cloud=True)),
+        "to_prefect": len(meter.of(cloud=False)),
+        "peak": meter.peak(),
+    }
+    print(json.dumps(figures))
+
+
+async def _ended(flow):  # type: ignore[no-untyped-def]
+    return await flow
+
+
+def _seconds(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), Path(sys.argv[2]))
