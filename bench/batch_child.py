@@ -7,11 +7,15 @@ import resource
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import psutil
 from rig import Meter
 
 from prefect_rollout import embedded
+
+if TYPE_CHECKING:  # Prefect reads its settings when it is imported
+    from prefect.client.schemas.objects import State
 
 
 def main(count: int, home: Path) -> None:
@@ -23,7 +27,7 @@ def main(count: int, home: Path) -> None:
 
     plan = Plan.model_validate(
         {
-            "max_parallel": count,
+            "max_parallel": min(count, 500),  # more than a plan may have at once
             "releases": [
                 {"app_id": app, "deployment": "web", "images": {"web": "r/app:2"}}
                 for app in range(1, count + 1)
@@ -50,8 +54,9 @@ def main(count: int, home: Path) -> None:
     print(json.dumps(figures))
 
 
-async def _ended(flow):  # type: ignore[no-untyped-def]
-    return await flow
+async def _ended(batch: Any) -> "State[Any]":
+    state: State[Any] = await batch
+    return state
 
 
 def _seconds(process: psutil.Process) -> float:
