@@ -3,7 +3,7 @@ PYTHON ?= python3
 UV := .venv/bin/uv
 SYNC := .venv/.synced
 
-.PHONY: help demo test cluster-test check types lock clean
+.PHONY: help demo test cluster-test bench check types lock clean
 .DEFAULT_GOAL := help
 
 help: ## what there is
@@ -29,6 +29,9 @@ test: $(SYNC) ## the suite
 cluster-test: $(SYNC) ## the suite of several machines: PostgreSQL, Redis, two API replicas, three workers
 	@tests/cluster/needs.sh
 	.venv/bin/pytest tests/cluster
+
+bench: $(SYNC) ## measures, and compares with bench/RESULTS.md: the better part of an hour
+	.venv/bin/python bench $(BENCH)
 
 check: types ## lint, format and types
 	.venv/bin/ruff check .
