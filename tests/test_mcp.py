@@ -20,11 +20,11 @@ from prefect.states import Cancelling, Completed, Crashed, Pending
 from prefect_rollout import reaper
 from prefect_rollout.errors import InputError
 from prefect_rollout.mcp import answers, releases
-from prefect_rollout.mcp.permits import Permits
+from prefect_rollout.mcp.permits import DEFAULT_TARGET, Permits
 from prefect_rollout.mcp.quoting import quoted, unquoted
 from prefect_rollout.mcp.server import Server
 from prefect_rollout.mcp.work import Work
-from prefect_rollout.models import Pod
+from prefect_rollout.models import Pod, Request
 from prefect_rollout.runner import Runner
 from support import Cloud
 
@@ -710,6 +710,10 @@ def test_pods_in_trouble_come_first_and_the_rest_is_counted() -> None:
 
 
 WEB: dict[str, Any] = {"app_id": 1, "deployment": "web"}
+
+
+def test_what_is_allowed_is_judged_by_the_target_that_flows_take() -> None:
+    assert Request.model_fields["target"].default == DEFAULT_TARGET
 
 
 @pytest.mark.parametrize(

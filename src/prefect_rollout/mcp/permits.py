@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from prefect_rollout.errors import InputError
-from prefect_rollout.models import Request
-from prefect_rollout.plan import Plan
 from prefect_rollout.text import one_line
 
 
@@ -50,6 +48,8 @@ class Permits:
         if "plan" not in parameters:
             self._check_one(parameters, "", clusters=clusters)
             return
+        from prefect_rollout.plan import Plan
+
         plan = Plan.of_parameter(parameters["plan"])
         for number, release in enumerate(plan.releases):
             # As it would be carried out, whatever the plan's defaults are.
@@ -78,8 +78,8 @@ class Permits:
 
 
 ALL = "(all)"
-DEFAULT_TARGET = str(Request.model_fields["target"].default)
-"""The target of a flow that names none."""
+DEFAULT_TARGET = "container-cloud/default"
+"""The target of a flow that names none: `Request.target`, without the import of all models."""
 
 
 def _allowed(value: object, allowed: Collection[str]) -> bool:
