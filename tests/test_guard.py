@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+import time
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -242,6 +243,21 @@ async def test_a_limit_that_does_not_admit_one_at_a_time_is_named(
             name, GlobalConcurrencyLimitUpdate(limit=1, active=True, active_slots=0)
         )
     assert (await deploy_latest_image(**home)).outcome is Outcome.RELEASED
+
+
+async def test_a_lease_is_renewed_by_its_own_length_however_long_the_next_are(
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = asyncio.create_task(deploy_latest_image(**SLOW))
+    await until(cloud, "status", 4)
+    (holder,) = guard._running
+    monkeypatch.setattr(guard, "LEASE_SECONDS", 300.0)  # as where hundreds have joined it since
+    assert holder._renew_at <= time.monotonic() + 60 / 4
+    holder._renew_at = 0
+    await holder.look_after(None)
+    assert time.monotonic() + 60 < holder._renew_at <= time.monotonic() + 300 / 4
+    assert guard.cancel_all("enough")
+    assert isinstance(await end(release), ReleaseCancelledError)
 
 
 # ---- cancel -------------------------------------------------------------------------------------

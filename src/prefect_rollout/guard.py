@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import Enum
@@ -36,7 +36,12 @@ from prefect.client.schemas.objects import (
     StateType,
 )
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import ObjectAlreadyExists, PrefectException, PrefectHTTPStatusError
+from prefect.exceptions import (
+    ObjectAlreadyExists,
+    ObjectNotFound,
+    PrefectException,
+    PrefectHTTPStatusError,
+)
 from prefect.logging import get_run_logger
 from prefect.results import aget_default_result_storage, get_result_store
 from prefect.states import Running
@@ -119,7 +124,7 @@ class Guard:
         self._tries = tries
         self._lease: UUID | None = None
         self.beaten = 0.0
-        self._renewed = 0.0
+        self._renew_at = 0.0
         self._problem = ""
         self._logger = get_run_logger()
         self.silent = False
@@ -253,9 +258,7 @@ class Guard:
             raise asyncio.CancelledError(self.cancelled)
         try:
             await self._mind(await self._client.read_flow_run(self.run_id))
-            if self._lease is not None:
-                seconds = _Keeper.of_this_loop().lease_seconds
-                await self._client.renew_concurrency_lease(self._lease, seconds)
+            await self._renew()
         except _NO_ANSWER as error:
             if isinstance(error, PrefectHTTPStatusError) and error.response.status_code == httpx.codes.GONE:
                 raise LockLostError("this release has lost its lock, and nothing more is written") from error
@@ -264,6 +267,13 @@ class Guard:
                 retryable=True,
                 prefect_api=True,
             ) from error
+
+    async def _renew(self) -> None:
+        if self._lease is not None:
+            seconds, now = _Keeper.of_this_loop().lease_seconds, time.monotonic()
+            await self._client.renew_concurrency_lease(self._lease, seconds)
+            # By the length that this lease has: the next may be longer, and this one over before its part.
+            self._renew_at = now + seconds / _RENEWALS
 
     async def _mind(self, run: FlowRun) -> None:
         """Stops the flow where its run's state says so."""
@@ -335,10 +345,8 @@ class Guard:
     async def look_after(self, run: FlowRun | None) -> None:
         """Renews the lease and stops the flow where its run's state says so; `run` as it is now, if known."""
         try:
-            seconds = _Keeper.of_this_loop().lease_seconds
-            if self._lease is not None and time.monotonic() - self._renewed >= seconds / _RENEWALS:
-                await self._client.renew_concurrency_lease(self._lease, seconds)
-                self._renewed = time.monotonic()
+            if time.monotonic() >= self._renew_at:
+                await self._renew()
             if run is not None:
                 await self._mind(run)
                 self._problem = ""
@@ -362,12 +370,15 @@ class Guard:
             get_run_logger().warning("The lock ends by itself within a minute: %s", _told_of(error))
 
     async def _acquire(self, names: Sequence[str]) -> UUID | None:
+        for name in names:
+            await self._make_sure_of(name)
+        seconds, now = _Keeper.of_this_loop().lease_seconds, time.monotonic()
         try:
             answer = await self._client.increment_concurrency_slots_with_lease(
                 names=list(names),
                 slots=1,
                 mode="concurrency",
-                lease_duration=_Keeper.of_this_loop().lease_seconds,
+                lease_duration=seconds,
                 holder=ConcurrencyLeaseHolder(type="flow_run", id=self.run_id),
             )
         except PrefectHTTPStatusError as error:
@@ -378,31 +389,26 @@ class Guard:
             raise
         granted = answer.json()
         lease = UUID(granted["lease_id"])
-        missing = set(names) - {limit["name"] for limit in granted["limits"]}
-        if not missing:
-            try:
-                await self._check_limits(names)
-            except BaseException:
-                await self._client.release_concurrency_slots_with_lease(lease)
-                raise
+        if set(names) <= {limit["name"] for limit in granted["limits"]}:
+            self._renew_at = now + seconds / _RENEWALS
             return lease
-        # Prefect grants limits that do not exist to everyone: a lease without them guards nothing.
+        # Prefect grants limits that do not exist to everyone, and one was deleted just now: this lease
+        # guards nothing.
         await self._client.release_concurrency_slots_with_lease(lease)
-        for name in sorted(missing):
-            try:
+        return await self._acquire(names)
+
+    async def _make_sure_of(self, name: str) -> None:
+        """Creates the limit; or raises where it admits more than one, as anybody can set it to in the UI."""
+        try:
+            limit = await self._client.read_global_concurrency_limit_by_name(name)
+        except ObjectNotFound:
+            with suppress(ObjectAlreadyExists):  # another release was quicker
                 await self._client.create_global_concurrency_limit(
                     GlobalConcurrencyLimitCreate(name=name, limit=1)
                 )
-            except ObjectAlreadyExists:  # another release was quicker
-                continue
-        return await self._acquire(names)
-
-    async def _check_limits(self, names: Sequence[str]) -> None:
-        """Raises where a limit admits more than one, as anybody can set it to in the Prefect UI."""
-        for name in names:
-            limit = await self._client.read_global_concurrency_limit_by_name(name)
-            if not limit.active or limit.limit != 1 or limit.active_slots > 1:
-                raise _spoilt([name])
+            return
+        if not limit.active or limit.limit != 1 or limit.active_slots > 1:
+            raise _spoilt([name])
 
     async def _holders(self, names: Sequence[str], tags: Sequence[str]) -> list[FlowRun]:
         """The runs that took any of the locks last, as far as they still may hold them."""
