@@ -36,12 +36,7 @@ from prefect.client.schemas.objects import (
     StateType,
 )
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.exceptions import (
-    ObjectAlreadyExists,
-    ObjectNotFound,
-    PrefectException,
-    PrefectHTTPStatusError,
-)
+from prefect.exceptions import ObjectAlreadyExists, PrefectException, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 from prefect.results import aget_default_result_storage, get_result_store
 from prefect.states import Running
@@ -369,9 +364,7 @@ class Guard:
         except _NO_ANSWER as error:
             get_run_logger().warning("The lock ends by itself within a minute: %s", _told_of(error))
 
-    async def _acquire(self, names: Sequence[str]) -> UUID | None:
-        for name in names:
-            await self._make_sure_of(name)
+    async def _acquire(self, names: Sequence[str], made: Collection[str] = ()) -> UUID | None:
         seconds, now = _Keeper.of_this_loop().lease_seconds, time.monotonic()
         try:
             answer = await self._client.increment_concurrency_slots_with_lease(
@@ -389,26 +382,32 @@ class Guard:
             raise
         granted = answer.json()
         lease = UUID(granted["lease_id"])
-        if set(names) <= {limit["name"] for limit in granted["limits"]}:
+        missing = set(names) - {limit["name"] for limit in granted["limits"]}
+        if not missing:
+            try:
+                await self._check_limits([name for name in names if name not in made])
+            except BaseException:
+                await self._client.release_concurrency_slots_with_lease(lease)
+                raise
             self._renew_at = now + seconds / _RENEWALS
             return lease
-        # Prefect grants limits that do not exist to everyone, and one was deleted just now: this lease
-        # guards nothing.
+        # Prefect grants limits that do not exist to everyone: a lease without them guards nothing.
         await self._client.release_concurrency_slots_with_lease(lease)
-        return await self._acquire(names)
-
-    async def _make_sure_of(self, name: str) -> None:
-        """Creates the limit; or raises where it admits more than one, as anybody can set it to in the UI."""
-        try:
-            limit = await self._client.read_global_concurrency_limit_by_name(name)
-        except ObjectNotFound:
+        made = []
+        for name in sorted(missing):
             with suppress(ObjectAlreadyExists):  # another release was quicker
                 await self._client.create_global_concurrency_limit(
                     GlobalConcurrencyLimitCreate(name=name, limit=1)
                 )
-            return
-        if not limit.active or limit.limit != 1 or limit.active_slots > 1:
-            raise _spoilt([name])
+                made.append(name)
+        return await self._acquire(names, made)
+
+    async def _check_limits(self, names: Sequence[str]) -> None:
+        """Raises where a limit admits more than one, as anybody can set it to in the Prefect UI."""
+        for name in names:
+            limit = await self._client.read_global_concurrency_limit_by_name(name)
+            if not limit.active or limit.limit != 1 or limit.active_slots > 1:
+                raise _spoilt([name])
 
     async def _holders(self, names: Sequence[str], tags: Sequence[str]) -> list[FlowRun]:
         """The runs that took any of the locks last, as far as they still may hold them."""
