@@ -3,6 +3,7 @@
 import time
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
@@ -12,12 +13,15 @@ from prefect import flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling
 from prefect.types.entrypoint import EntrypointType
 
 from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.models import ReleaseResult
+from prefect_rollout.worker import RolloutWorker
 from support import Cloud, eventually, prefect, served, worker
+from tap import tapped
 
 
 @flow
@@ -184,6 +188,22 @@ async def test_a_worker_of_our_own_type_that_is_told_to_end_leaves_its_release_t
             second.kill()
             second.wait(30)
     assert [entry["kind"] for entry in cloud.record] == ["template", "publish"]
+
+
+async def test_a_worker_of_our_own_type_outlives_a_look_for_killed_releases_that_fails(
+    prefect_api: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    await warm_pool(prefect_api)
+    api = urlsplit(prefect_api)
+    spoilt = tapped(
+        f"http://{api.netloc}", lambda path, body: b'{"x": 1}' if path.endswith("/events/filter") else body
+    )
+    with spoilt as tap, temporary_settings({PREFECT_API_URL: f"{tap.url}{api.path}"}):
+        async with RolloutWorker("warm") as started:
+            for _ in range(2):  # the second looks whether the first was recorded
+                started._looked = -60.0
+                await started.sync_with_backend()
+    assert "Could not look for releases that were killed" in caplog.text
 
 
 async def _published(cloud: Cloud) -> bool:

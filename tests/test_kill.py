@@ -407,5 +407,32 @@ async def test_a_release_sweeps_up_what_was_killed_while_no_server_ran(
             await client.delete_flow_run(run.id)
 
 
+async def test_a_lookout_believes_silence_only_where_heartbeats_are_recorded(
+    prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with get_client() as client:
+        await reaper.ensure(client)
+        silent, ours = [
+            await client.create_flow_run(deploy_latest_image, parameters=RELEASE, state=Running())
+            for _ in range(2)
+        ]
+        await asyncio.sleep(0.5)
+        monkeypatch.setattr(reaper, "_BUFFER", timedelta(seconds=-90))  # as if both had been silent for long
+        lookout = reaper.Lookout(client)
+        assert await lookout.look(spared={ours.id}) == []
+        end = time.monotonic() + 60
+        while not (found := await lookout.look(spared={ours.id})):
+            assert time.monotonic() < end, "the lookout's heartbeat was not recorded"
+            await asyncio.sleep(7)  # the server records events every five seconds
+        assert [run.id for run in found] == [silent.id]
+        assert (await ended(client, silent)).is_crashed()
+        # Whoever has read it before does not end what goes on with it, or is gone, by now.
+        await client.set_flow_run_state(silent.id, Running(), force=True)
+        assert await reaper._end(client, silent) is False
+        for run in (silent, ours):
+            await client.delete_flow_run(run.id)
+        assert await reaper._end(client, silent) is False
+
+
 def test_the_flows_that_beat_are_the_flows_there_are() -> None:
     assert set(reaper.FLOWS) == set(FLOWS)

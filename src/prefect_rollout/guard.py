@@ -59,14 +59,15 @@ _TICK_SECONDS = 3.0  # a cancel has to be noticed well within 10 s
 _LONGEST_LEASE_SECONDS = 300.0
 _GUARDS_A_LEASE = 25  # with so many more, a lease is as much longer again: a busy API renews late
 _RENEWALS = 4  # in the time of a lease
+_BEAT_SECONDS = 15.0  # for which one heartbeat is tried
 _AT_ONCE = 8  # questions that one keeper has on their way
 _ASK_AGAIN_SECONDS = 2.0
 
 # How long a write that is on its way is heard out after a cancel.
 _ANSWER_SECONDS = 5.0
 
-# What Prefect's client raises where its API does not answer, or not as it should.
-_NO_ANSWER = (httpx.HTTPError, PrefectException, ValueError)
+NO_ANSWER = (httpx.HTTPError, PrefectException, ValueError)
+"""What Prefect's client raises where its API does not answer, or not as it should."""
 
 T = TypeVar("T")
 
@@ -230,7 +231,7 @@ class Guard:
             if not self._replaced(run) and reaper.given_up(run.state):
                 await self._live_on()
                 return Standing.OURS
-        except _NO_ANSWER:
+        except NO_ANSWER:
             return Standing.OURS
         state = run.state.type if run.state else None
         if self._replaced(run) or state in {StateType.SCHEDULED, StateType.PENDING}:
@@ -254,7 +255,7 @@ class Guard:
         try:
             await self._mind(await self._client.read_flow_run(self.run_id))
             await self._renew()
-        except _NO_ANSWER as error:
+        except NO_ANSWER as error:
             if isinstance(error, PrefectHTTPStatusError) and error.response.status_code == httpx.codes.GONE:
                 raise LockLostError("this release has lost its lock, and nothing more is written") from error
             raise LockLostError(
@@ -310,7 +311,7 @@ class Guard:
         self.beaten = time.monotonic()
         try:
             await reaper.beat(self._client, [self.run_id])
-        except _NO_ANSWER as error:
+        except NO_ANSWER as error:
             self._logger.warning("The Prefect API took no heartbeat: %s", _told_of(error))
 
     @asynccontextmanager
@@ -340,10 +341,11 @@ class Guard:
     async def look_after(self, run: FlowRun | None) -> None:
         """Renews the lease and stops the flow where its run's state says so; `run` as it is now, if known."""
         try:
+            if run is not None:
+                await self._mind(run)
             if time.monotonic() >= self._renew_at:
                 await self._renew()
             if run is not None:
-                await self._mind(run)
                 self._problem = ""
         except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
             self.worry(error)
@@ -361,7 +363,7 @@ class Guard:
         lease, self._lease = self._lease, None
         try:
             await self._client.release_concurrency_slots_with_lease(lease)
-        except _NO_ANSWER as error:
+        except NO_ANSWER as error:
             get_run_logger().warning("The lock ends by itself within a minute: %s", _told_of(error))
 
     async def _acquire(self, names: Sequence[str], made: Collection[str] = ()) -> UUID | None:
@@ -459,7 +461,7 @@ def answering() -> Iterator[None]:
     """Turns what Prefect's client raises into an error of ours."""
     try:
         yield
-    except _NO_ANSWER as error:
+    except NO_ANSWER as error:
         raise ConfigurationError(
             f"the Prefect API did not answer: {_told_of(error)}",
             advice="Check PREFECT_API_URL and that the Prefect server runs, then retry the run.",
@@ -586,10 +588,12 @@ class _Keeper:
             if not due:
                 return
             try:
-                await reaper.beat(client, [guard.run_id for guard in due])
+                # Prefect's client tries again for minutes, ever more seldom, though the API be back by then.
+                async with asyncio.timeout(_BEAT_SECONDS):
+                    await reaper.beat(client, [guard.run_id for guard in due])
                 for guard in due:
                     guard.beaten = now
-            except _NO_ANSWER as error:
+            except (*NO_ANSWER, TimeoutError) as error:
                 due[0].worry(error)
 
 
@@ -654,6 +658,11 @@ def ended_here(run: FlowRun) -> bool:
     except PermissionError:
         pass
     return False
+
+
+def watched() -> set[UUID]:
+    """The runs that this process guards."""
+    return {guard.run_id for guard in _running}
 
 
 def cancel_all(why: str, only: Collection[UUID] | None = None) -> bool:

@@ -5,10 +5,10 @@ Prefect leaves a run whose process was killed in `Running` for ever. A release t
 four and a half such spans. Prefect's own heartbeat would not do: by default it comes every 180 s.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
@@ -20,13 +20,15 @@ from prefect.client.schemas.filters import (
 )
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
+from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
 from prefect.events.schemas.events import Event, Resource, ResourceSpecification
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
-from prefect_rollout.flow_runs import PAGE
+from prefect_rollout.flow_runs import pages
 from prefect_rollout.models import Action
 from prefect_rollout.settings import liveness
 
@@ -124,9 +126,12 @@ async def ensure(client: PrefectClient) -> float:
 
 async def beat(client: PrefectClient, run_ids: Iterable[UUID]) -> None:
     """Tells that the runs live. It has arrived when this returns: a process may be killed at any time."""
+    await _beat(client, [f"prefect.flow-run.{run_id}" for run_id in run_ids])
+
+
+async def _beat(client: PrefectClient, resources: Iterable[str]) -> None:
     events = [
-        Event(event=HEARTBEAT, resource=Resource({"prefect.resource.id": f"prefect.flow-run.{run_id}"}))
-        for run_id in run_ids
+        Event(event=HEARTBEAT, resource=Resource({"prefect.resource.id": resource})) for resource in resources
     ]
     await client.request("POST", "/events", json=[event.model_dump(mode="json") for event in events])
 
@@ -142,7 +147,35 @@ def given_up(state: State[Any] | None) -> bool:
     return state is not None and state.is_crashed() and message.startswith((_SILENT, _KILLED))
 
 
-async def sweep(client: PrefectClient, gone: Callable[[FlowRun], bool] = lambda _run: False) -> list[FlowRun]:
+class Lookout:
+    """Looks for killed releases again and again, beside releases that run in the same process.
+
+    A heartbeat that nobody has recorded is no sign of death: the server's background services may be down.
+    So each look leaves a heartbeat of its own, and counts only where that of the look before is on record.
+    """
+
+    def __init__(self, client: PrefectClient) -> None:
+        self._client = client
+        self._resource = f"prefect-rollout.lookout.{uuid4()}"
+        self._left: datetime | None = None
+
+    async def look(self, spared: Collection[UUID]) -> list[FlowRun]:
+        """Sweeps, and returns what was found; but for the runs that are known to live.
+
+        Raises:
+            httpx.HTTPError, PrefectException, ValueError: the Prefect API did not answer, or not so.
+        """
+        known = self._left is not None and await _heard(self._client, self._resource, self._left)
+        self._left = datetime.now(UTC)
+        await _beat(self._client, [self._resource])
+        return await sweep(self._client, spared=spared) if known else []
+
+
+async def sweep(
+    client: PrefectClient,
+    gone: Callable[[FlowRun], bool] = lambda _run: False,
+    spared: Collection[UUID] = (),
+) -> list[FlowRun]:
     """Marks the releases Crashed that the automation cannot find, and returns them.
 
     Those are the ones that were killed before their first heartbeat, or whose wait ended while no
@@ -151,6 +184,7 @@ async def sweep(client: PrefectClient, gone: Callable[[FlowRun], bool] = lambda 
     Args:
         client: of the server to sweep.
         gone: whether the process of a run is known to have ended, so that there is no need to wait.
+        spared: runs that are known to live.
     """
     windows = [
         each.trigger.within
@@ -160,34 +194,45 @@ async def sweep(client: PrefectClient, gone: Callable[[FlowRun], bool] = lambda 
     if not windows:
         return []
     since = datetime.now(UTC) - max(windows) - _BUFFER
-    running = await client.read_flow_runs(
-        flow_filter=FlowFilter(name=FlowFilterName(any_=list(FLOWS))),
-        flow_run_filter=FlowRunFilter(
-            state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING]))
-        ),
-        limit=PAGE,
-    )
-    killed = []
-    for run in running:
-        if not ours(run):
-            continue
-        if gone(run) or await _silent(client, run, since):
-            state: State[None] = Crashed(message=f"{_KILLED} {_GO_ON}")
-            answer = await client.set_flow_run_state(run.id, state)
-            if answer.status is SetStateStatus.ACCEPT:
-                killed.append(run)
-    return killed
+    ours_only = FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
+    running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
+    found = [
+        run
+        async for page in pages(client, running, FlowRunSort.ID_DESC, ours_only)
+        for run in page
+        if ours(run) and run.id not in spared
+    ]
+    return [
+        run for run in found if (gone(run) or await _silent(client, run, since)) and await _end(client, run)
+    ]
 
 
 async def _silent(client: PrefectClient, run: FlowRun, since: datetime) -> bool:
     if run.state is None or run.state.timestamp > since:
         return False
+    return not await _heard(client, f"prefect.flow-run.{run.id}", since)
+
+
+async def _heard(client: PrefectClient, resource: str, since: datetime) -> bool:
     beats = await client.read_events(
         EventFilter(
             event=EventNameFilter(name=[HEARTBEAT]),
-            resource=EventResourceFilter(id=[f"prefect.flow-run.{run.id}"]),
+            resource=EventResourceFilter(id=[resource]),
             occurred=EventOccurredFilter(since=since),
         ),
         limit=1,
     )
-    return not beats.events
+    return bool(beats.events)
+
+
+async def _end(client: PrefectClient, run: FlowRun) -> bool:
+    """Marks the run Crashed where nobody has ended it or begun it again since it was read."""
+    try:
+        now = await client.read_flow_run(run.id)
+        if now.state is None or run.state is None or now.state.id != run.state.id:
+            return False
+        state: State[None] = Crashed(message=f"{_KILLED} {_GO_ON}")
+        answer = await client.set_flow_run_state(run.id, state)
+    except ObjectNotFound:  # somebody deleted it
+        return False
+    return answer.status is SetStateStatus.ACCEPT

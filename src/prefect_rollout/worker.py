@@ -3,7 +3,7 @@
     prefect work-pool create rollout --type rollout
     prefect worker start --pool rollout
 
-Prefect's process worker starts two interpreters for each flow run, which takes seconds and over a hundred
+Prefect's process worker starts two interpreters for each flow run, which takes seconds and about a hundred
 megabytes. Here a release begins at once and costs little. Polling, queues, priorities, limits and
 heartbeats are Prefect's own. The environment is the worker's: a pool of this type has no job variables
 that matter. A worker that is told to end stops its releases before their next write and marks them
@@ -12,7 +12,7 @@ Crashed, so that others can go on with them.
 
 import asyncio
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import anyio
 import anyio.abc
@@ -20,12 +20,16 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
 from prefect_rollout.settings import batches
+from prefect_rollout.text import one_line
 from prefect_rollout.turns import Turns
+
+if TYPE_CHECKING:
+    from prefect_rollout import reaper
 
 # How long a release has to come to its end when its worker is told to end.
 _END_SECONDS = 20.0
 
-_SWEEP_SECONDS = 60.0
+_LOOK_SECONDS = 60.0
 
 
 class RolloutResult(BaseWorkerResult):
@@ -43,7 +47,8 @@ class RolloutWorker(BaseWorker[BaseJobConfiguration, BaseVariables, RolloutResul
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._turns = Turns(batches().api_turns)
-        self._swept = 0.0
+        self._looked = -_LOOK_SECONDS
+        self._lookout: reaper.Lookout | None = None
 
     async def sync_with_backend(self) -> None:
         """Tells Prefect that the worker lives; and looks for releases that were killed, once a minute.
@@ -51,11 +56,17 @@ class RolloutWorker(BaseWorker[BaseJobConfiguration, BaseVariables, RolloutResul
         Prefect's automations do that as well, but for five minutes after a restart of Redis.
         """
         await super().sync_with_backend()
-        if time.monotonic() - self._swept >= _SWEEP_SECONDS:
-            from prefect_rollout import reaper
+        if time.monotonic() - self._looked < _LOOK_SECONDS:
+            return
+        from prefect_rollout import guard, reaper
 
-            self._swept = time.monotonic()
-            await reaper.sweep(self.client)
+        self._looked = time.monotonic()
+        self._lookout = self._lookout or reaper.Lookout(self.client)
+        try:
+            await self._lookout.look(spared=guard.watched())
+        except guard.NO_ANSWER as error:
+            # The worker's releases do not end with it.
+            self._logger.warning("Could not look for releases that were killed: %s", one_line(error))
 
     async def run(
         self,
