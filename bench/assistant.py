@@ -50,6 +50,10 @@ INITIALIZE = {
         "clientInfo": {"name": "bench", "version": "1"},
     },
 }
+LIST_TOOLS = (
+    {"jsonrpc": "2.0", "method": "notifications/initialized"},
+    {"jsonrpc": "2.0", "id": 2, "method": "tools/list"},
+)
 TOKEN = "a-token-of-the-bench-alone"
 GOAL_TIMES_SMALLEST = 1.2
 
@@ -67,21 +71,27 @@ def _handshake(times: int) -> list[Row]:
         # A configured API: no local server starts beside the next measurement.
         environment = {**clean_environment(home), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
         commands = {"smallest": [sys.executable, "-c", SMALLEST], "ours": [ROLLOUT, "mcp"]}
-        took: dict[str, list[float]] = {name: [] for name in commands}
+        took: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
         for turn in range(times + 1):
             for name, command in commands.items():
-                seconds = _initialized(command, environment)
+                seconds = _greeted(command, environment)
                 if turn:  # the first one reads from the disk
                     took[name].append(seconds)
-    ours, smallest = statistics.median(took["ours"]), statistics.median(took["smallest"])
-    return [
-        Row("MCP: spawn to initialize answered", ours, "s", None, spread(took["ours"])),
-        Row("MCP: the same by the SDK's smallest server", smallest, "s", None, spread(took["smallest"])),
-        Row("MCP: initialize by that of the smallest", ours / smallest, "×", GOAL_TIMES_SMALLEST),
-    ]
+    rows = []
+    for place, what in enumerate(("initialize", "tools/list")):
+        ours, smallest = ([each[place] for each in took[name]] for name in ("ours", "smallest"))
+        middle, least = statistics.median(ours), statistics.median(smallest)
+        goal = GOAL_TIMES_SMALLEST if what == "initialize" else None
+        rows += [
+            Row(f"MCP: spawn to {what} answered", middle, "s", None, spread(ours)),
+            Row(f"MCP: {what}, by the SDK's smallest server", least, "s", None, spread(smallest)),
+            Row(f"MCP: {what} by that of the smallest", middle / least, "×", goal),
+        ]
+    return rows
 
 
-def _initialized(command: list[str], environment: Mapping[str, str]) -> float:
+def _greeted(command: list[str], environment: Mapping[str, str]) -> tuple[float, float]:
+    """Seconds from a server's start until it has answered a handshake, and until it has listed its tools."""
     began = time.perf_counter()
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
@@ -91,11 +101,17 @@ def _initialized(command: list[str], environment: Mapping[str, str]) -> float:
         server.stdin.write(json.dumps(INITIALIZE).encode() + b"\n")
         server.stdin.flush()
         answer = json.loads(server.stdout.readline())
-        took = time.perf_counter() - began
+        greeted = time.perf_counter() - began
+        for message in LIST_TOOLS:
+            server.stdin.write(json.dumps(message).encode() + b"\n")
+        server.stdin.flush()
+        tools = json.loads(server.stdout.readline())
+        listed = time.perf_counter() - began
         server.stdin.close()
         server.wait(60)
     assert answer["result"]["serverInfo"], answer
-    return took
+    assert tools["result"]["tools"], tools
+    return greeted, listed
 
 
 # ---- answers ------------------------------------------------------------------------------------
@@ -122,7 +138,13 @@ async def _timed(url: str, tool: str, arguments: dict[str, Any], runs: int, clie
     at_once = await asyncio.gather(*(_called(url, tool, arguments, 4) for _ in range(clients)))
     together = [seconds for each in at_once for seconds in each]
     return [
-        Row(f"MCP: {tool} with {runs:,} runs: p50", statistics.median(alone), "s"),
+        Row(
+            f"MCP: {tool} with {runs:,} runs: p50",
+            statistics.median(alone),
+            "s",
+            None,
+            "copies of a run and its state; steps, log and events of one",
+        ),
         Row(f"MCP: {tool} with {runs:,} runs: p99", percentile(alone, 0.99), "s"),
         Row(f"MCP: {tool}, {clients} clients at once: p50", statistics.median(together), "s"),
         Row(f"MCP: {tool}, {clients} clients at once: p99", percentile(together, 0.99), "s"),

@@ -18,8 +18,11 @@ def measure(sizes: tuple[int, ...] = SIZES) -> list[Row]:
     rows = [row for size in sizes for row in _of(size, found[size], one)]
     cost = [(math.log(n), math.log(each["cpu"] + each["server_cpu"])) for n, each in found.items() if n > 1]
     if len(cost) > 1:
-        slope = statistics.linear_regression(*zip(*cost, strict=True)).slope
-        rows.append(Row("batch: processor time grows by apps to the power of", slope, "", 1.1))
+        slope, last = (
+            statistics.linear_regression(*zip(*few, strict=True)).slope for few in (cost, cost[-2:])
+        )
+        note = f"between the two largest: {last:.2f}"
+        rows.append(Row("batch: processor time grows by apps to the power of", slope, "", 1.1, note))
     return rows + _alone(found.get(ALONE) or _batch(ALONE))
 
 
@@ -40,7 +43,13 @@ def _of(size: int, figures: dict[str, Any], wall_of_one: float) -> list[Row]:
         Row(f"batch of {size}: wall by that of one", figures["wall"] / wall_of_one, "×", goal.get("wall")),
         Row(f"batch of {size}: memory a release", figures["memory"] / size / 2**20, "MB", goal.get("memory")),
         Row(f"batch of {size}: requests to the cloud a release", figures["to_cloud"] / size, ""),
-        Row(f"batch of {size}: requests to Prefect a release", figures["to_prefect"] / size, ""),
+        Row(
+            f"batch of {size}: requests to Prefect a release",
+            figures["to_prefect"] / size,
+            "",
+            None,
+            "over HTTP; events go through a web socket",
+        ),
         Row(f"batch of {size}: most requests to the cloud in a second", figures["peak"], ""),
         Row(f"batch of {size}: processor time a release, ours", figures["cpu"] / size, "s"),
         Row(f"batch of {size}: processor time a release, Prefect's", figures["server_cpu"] / size, "s"),
@@ -68,6 +77,6 @@ def _alone(together: dict[str, Any]) -> list[Row]:
             alone["memory"] / ALONE / 2**20,
             "MB",
             None,
-            f"×{memory:.0f} of the batch's",
+            f"×{memory:.0f} of the batch's; all that ends with the process, and what the batch's adds to one",
         ),
     ]

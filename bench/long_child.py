@@ -49,7 +49,7 @@ async def main(database: Path, apps: int, seconds: float, every: float) -> None:
             if now > seconds * (1 + len(samples)) / 4:
                 sample()
             await asyncio.sleep(max(0, began + number * every - time.monotonic()))
-    sample()
+        sample()  # as under way as the first
     print(json.dumps({"outcomes": outcomes, "begun": list(begun.items()), "samples": samples}))
 
 

@@ -32,7 +32,13 @@ def measure(seconds: float = HOUR) -> list[Row]:
     count, first, last = len(found["outcomes"]), found["samples"][0], found["samples"][-1]
     lost = sum(outcome != "released" for outcome in found["outcomes"])
     return [
-        Row("an hour: releases that were not released", lost, "", 0, f"of {count}; 5 % of exchanges spoilt"),
+        Row(
+            "an hour: releases that were not released",
+            lost,
+            "",
+            0,
+            f"of {count}, in {seconds / SPEED / 60:.0f} minutes; 5 % of exchanges spoilt",
+        ),
         Row("an hour: writes that took effect twice", (writes - begun).total(), "", 0),
         Row(
             "an hour: memory that grew after the first quarter",

@@ -11,9 +11,17 @@ from uuid import UUID
 import pytest
 from prefect import get_client
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import DeploymentScheduleCreate
+from prefect.client.schemas.filters import (
+    FlowRunFilter,
+    FlowRunFilterDeploymentId,
+    FlowRunFilterExpectedStartTime,
+    FlowRunFilterTags,
+)
 from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.deployments import arun_deployment
-from prefect.states import AwaitingRetry, Cancelling, Scheduled
+from prefect.states import AwaitingRetry, Cancelling
 
 from cluster.topology import Topology
 from prefect_rollout.batch import BatchResult, Stage
@@ -251,15 +259,39 @@ async def test_a_schedule_starts_a_release_once(topology: Topology, make_cloud: 
     cloud = make_cloud(**shop(1))
     async with get_client() as client:
         deployment = await client.read_deployment_by_name(RELEASE)
-        run = await client.create_flow_run_from_deployment(
+        due = datetime.now(UTC) + timedelta(seconds=20)
+        (schedule,) = await client.create_deployment_schedules(
             deployment.id,
-            parameters={"app_id": 1, "deployment": "web", **PATIENT},
-            state=Scheduled(scheduled_time=datetime.now(UTC) + timedelta(seconds=8)),
+            [
+                DeploymentScheduleCreate(
+                    schedule=IntervalSchedule(interval=timedelta(days=1), anchor_date=due),
+                    max_scheduled_runs=1,
+                    parameters={"app_id": 1, "deployment": "web", **PATIENT},
+                )
+            ],
         )
-    with working(topology, cloud):
-        state = (await ended(run.id)).state
-        assert state is not None
-        assert state.is_completed(), state
+
+        found: list[FlowRun] = []
+
+        async def scheduled() -> bool:
+            found[:] = await client.read_flow_runs(
+                flow_run_filter=FlowRunFilter(
+                    deployment_id=FlowRunFilterDeploymentId(any_=[deployment.id]),
+                    tags=FlowRunFilterTags(all_=["auto-scheduled"]),
+                    expected_start_time=FlowRunFilterExpectedStartTime(before_=due + timedelta(minutes=1)),
+                )
+            )
+            return bool(found)
+
+        try:
+            with working(topology, cloud):
+                await eventually(scheduled, 60)  # the server's scheduler makes it
+                (run,) = found
+                state = (await ended(run.id)).state
+                assert state is not None
+                assert state.is_completed(), state
+        finally:
+            await client.delete_deployment_schedule(deployment.id, schedule.id)
     assert written(cloud) == {1: ONCE}
 
 
