@@ -1,6 +1,8 @@
 """`prefect.yaml`, as an operator applies it: deploy, a process worker, a run from the API."""
 
+import asyncio
 import time
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -11,14 +13,17 @@ import pytest
 import yaml
 from prefect import flow, get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.objects import StateType
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
 from prefect.settings import PREFECT_API_URL, temporary_settings
-from prefect.states import AwaitingRetry, Cancelling
+from prefect.states import AwaitingRetry, Cancelling, Pending
 from prefect.types.entrypoint import EntrypointType
 
+from prefect_rollout import reaper
 from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.models import ReleaseResult
+from prefect_rollout.runner import _heard
 from prefect_rollout.worker import RolloutWorker
 from support import Cloud, eventually, prefect, served, worker
 from tap import tapped
@@ -188,6 +193,38 @@ async def test_a_worker_of_our_own_type_that_is_told_to_end_leaves_its_release_t
             second.kill()
             second.wait(30)
     assert [entry["kind"] for entry in cloud.record] == ["template", "publish"]
+
+
+async def test_what_a_killed_worker_had_taken_and_not_begun_is_found_by_another(
+    prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, _ = await warm_pool(prefect_api)
+    async with get_client() as client:
+        await reaper.ensure(client)
+        deployment = await client.read_deployment_by_name(name)
+        asked = {"app_id": 3290, "deployment": "qapm-home"}
+        taken, waits = [
+            await client.create_flow_run_from_deployment(deployment.id, parameters=asked, state=Pending())
+            for _ in range(2)
+        ]
+        moment = datetime.now(UTC)
+        await asyncio.sleep(3)
+        async with _heard(client, waits.id):  # by the worker that has taken it
+            mine, others = (reaper.Lookout(client, pool) for pool in ("warm", "another"))
+
+            async def found() -> bool:
+                # As if that had been long ago, and the heartbeats as many.
+                monkeypatch.setattr(reaper, "_BUFFER", datetime.now(UTC) - moment - timedelta(seconds=90))
+                assert await others.look(spared=()) == []
+                killed = await mine.look(spared=())
+                if not killed:
+                    await asyncio.sleep(7)  # the server records events every five seconds
+                return [run.id for run in killed] == [taken.id]
+
+            await eventually(found)
+        assert (await client.read_flow_run(waits.id)).state_type is StateType.PENDING
+        for run in (taken, waits):
+            await client.delete_flow_run(run.id)
 
 
 async def test_a_worker_of_our_own_type_outlives_a_look_for_killed_releases_that_fails(

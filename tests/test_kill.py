@@ -418,7 +418,7 @@ async def test_a_lookout_believes_silence_only_where_heartbeats_are_recorded(
         ]
         await asyncio.sleep(0.5)
         monkeypatch.setattr(reaper, "_BUFFER", timedelta(seconds=-90))  # as if both had been silent for long
-        lookout = reaper.Lookout(client)
+        lookout = reaper.Lookout(client, "none")
         assert await lookout.look(spared={ours.id}) == []
         end = time.monotonic() + 60
         while not (found := await lookout.look(spared={ours.id})):

@@ -152,10 +152,15 @@ class Lookout:
 
     A heartbeat that nobody has recorded is no sign of death: the server's background services may be down.
     So each look leaves a heartbeat of its own, and counts only where that of the look before is on record.
+
+    Args:
+        client: of the server.
+        pool: a work pool whose workers beat for what they have taken, too, before it begins.
     """
 
-    def __init__(self, client: PrefectClient) -> None:
+    def __init__(self, client: PrefectClient, pool: str) -> None:
         self._client = client
+        self._pool = pool
         self._resource = f"prefect-rollout.lookout.{uuid4()}"
         self._left: datetime | None = None
 
@@ -168,13 +173,14 @@ class Lookout:
         known = self._left is not None and await _heard(self._client, self._resource, self._left)
         self._left = datetime.now(UTC)
         await _beat(self._client, [self._resource])
-        return await sweep(self._client, spared=spared) if known else []
+        return await sweep(self._client, spared=spared, pool=self._pool) if known else []
 
 
 async def sweep(
     client: PrefectClient,
     gone: Callable[[FlowRun], bool] = lambda _run: False,
     spared: Collection[UUID] = (),
+    pool: str | None = None,
 ) -> list[FlowRun]:
     """Marks the releases Crashed that the automation cannot find, and returns them.
 
@@ -185,6 +191,7 @@ async def sweep(
         client: of the server to sweep.
         gone: whether the process of a run is known to have ended, so that there is no need to wait.
         spared: runs that are known to live.
+        pool: a work pool; its runs that a worker has taken and not begun are looked for, too.
     """
     windows = [
         each.trigger.within
@@ -195,16 +202,22 @@ async def sweep(
         return []
     since = datetime.now(UTC) - max(windows) - _BUFFER
     ours_only = FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
-    running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.RUNNING])))
+    begun_or_taken = [StateType.RUNNING, *([StateType.PENDING] if pool else [])]
+    running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun_or_taken)))
     found = [
         run
         async for page in pages(client, running, FlowRunSort.ID_DESC, ours_only)
         for run in page
-        if ours(run) and run.id not in spared
+        if ours(run) and run.id not in spared and _looked_for(run, pool)
     ]
     return [
         run for run in found if (gone(run) or await _silent(client, run, since)) and await _end(client, run)
     ]
+
+
+def _looked_for(run: FlowRun, pool: str | None) -> bool:
+    begun = run.state is not None and run.state.is_running()
+    return begun or (run.deployment_id is not None and run.work_pool_name == pool)
 
 
 async def _silent(client: PrefectClient, run: FlowRun, since: datetime) -> bool:

@@ -6,7 +6,8 @@ a cancel reaches them through `guard`.
 """
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any, Self
 from uuid import UUID
@@ -27,8 +28,9 @@ from prefect.states import Cancelled, Crashed, Pending
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.engine import propose_state
 
+from prefect_rollout import reaper
 from prefect_rollout.flows.again import FLOWS
-from prefect_rollout.settings import batches
+from prefect_rollout.settings import batches, liveness
 from prefect_rollout.text import one_line
 from prefect_rollout.turns import Turns, taking
 
@@ -145,11 +147,11 @@ async def carry_out(client: PrefectClient, run: FlowRun, turns: Turns) -> None:
             await propose_state(client, Crashed(message=message), flow_run_id=run.id)
             return
         ended: Any = run_flow(flow, flow_run=run, return_type="state")
-        if name == "deploy-batch":  # its releases take turns of their own
+        async with AsyncExitStack() as stack:
+            if name != "deploy-batch":  # its releases take turns of their own
+                async with _heard(client, run.id):
+                    await stack.enter_async_context(taking(turns))
             await ended
-        else:
-            async with taking(turns):
-                await ended
         await end_if_cancelling(client, run.id)
     except Pause:  # suspended: it comes back as a scheduled run
         logger.info("%s is suspended", run.id)
@@ -160,6 +162,28 @@ async def carry_out(client: PrefectClient, run: FlowRun, turns: Turns) -> None:
         logger.exception("%s could not be run", run.id)
         message = f"It could not be run: {type(error).__name__}."
         await propose_state(client, Crashed(message=message), flow_run_id=run.id)
+
+
+@asynccontextmanager
+async def _heard(client: PrefectClient, run_id: UUID) -> AsyncIterator[None]:
+    """Tells that a run's process lives, though the run has not begun, while the context lasts."""
+
+    async def beat_on() -> None:
+        while True:
+            try:
+                await reaper.beat(client, [run_id])
+            except (httpx.HTTPError, PrefectException) as error:
+                get_logger("prefect_rollout.runner").warning(
+                    "No heartbeat of %s was taken: %r", run_id, error
+                )
+            await asyncio.sleep(liveness().heartbeat_seconds)
+
+    beating = asyncio.create_task(beat_on())
+    try:
+        yield
+    finally:
+        beating.cancel()
+        await asyncio.wait([beating])
 
 
 async def end_if_cancelling(client: PrefectClient, run_id: UUID) -> None:

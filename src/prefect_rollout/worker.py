@@ -61,7 +61,7 @@ class RolloutWorker(BaseWorker[BaseJobConfiguration, BaseVariables, RolloutResul
         from prefect_rollout import guard, reaper
 
         self._looked = time.monotonic()
-        self._lookout = self._lookout or reaper.Lookout(self.client)
+        self._lookout = self._lookout or reaper.Lookout(self.client, self.work_pool.name)
         try:
             await self._lookout.look(spared=guard.watched())
         except guard.NO_ANSWER as error:
