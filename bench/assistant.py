@@ -71,7 +71,7 @@ def _handshake(times: int) -> list[Row]:
         # A configured API: no local server starts beside the next measurement.
         environment = {**clean_environment(home), "PREFECT_API_URL": "http://127.0.0.1:9/api"}
         commands = {"smallest": [sys.executable, "-c", SMALLEST], "ours": [ROLLOUT, "mcp"]}
-        took: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
+        took: dict[str, list[list[float]]] = {name: [] for name in commands}
         for turn in range(times + 1):
             for name, command in commands.items():
                 seconds = _greeted(command, environment)
@@ -90,28 +90,25 @@ def _handshake(times: int) -> list[Row]:
     return rows
 
 
-def _greeted(command: list[str], environment: Mapping[str, str]) -> tuple[float, float]:
+def _greeted(command: list[str], environment: Mapping[str, str]) -> list[float]:
     """Seconds from a server's start until it has answered a handshake, and until it has listed its tools."""
     began = time.perf_counter()
+    took, results = [], []
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
     ) as server:
         assert server.stdin
         assert server.stdout
-        server.stdin.write(json.dumps(INITIALIZE).encode() + b"\n")
-        server.stdin.flush()
-        answer = json.loads(server.stdout.readline())
-        greeted = time.perf_counter() - began
-        for message in LIST_TOOLS:
-            server.stdin.write(json.dumps(message).encode() + b"\n")
-        server.stdin.flush()
-        tools = json.loads(server.stdout.readline())
-        listed = time.perf_counter() - began
+        for messages in ([INITIALIZE], LIST_TOOLS):
+            server.stdin.writelines(json.dumps(message).encode() + b"\n" for message in messages)
+            server.stdin.flush()
+            results.append(json.loads(server.stdout.readline())["result"])
+            took.append(time.perf_counter() - began)
         server.stdin.close()
         server.wait(60)
-    assert answer["result"]["serverInfo"], answer
-    assert tools["result"]["tools"], tools
-    return greeted, listed
+    assert results[0]["serverInfo"], results
+    assert results[1]["tools"], results
+    return took
 
 
 # ---- answers ------------------------------------------------------------------------------------

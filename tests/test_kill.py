@@ -378,16 +378,22 @@ async def test_the_automation_is_there_and_stays_off_where_it_was_switched_off(
             await client.resume_automation(shipped.id)
 
 
+async def two_that_run(client: PrefectClient) -> list[FlowRun]:
+    """Two releases that count as running, though no process runs them; the server looks after such."""
+    await reaper.ensure(client)
+    runs = [
+        await client.create_flow_run(deploy_latest_image, parameters=RELEASE, state=Running())
+        for _ in range(2)
+    ]
+    await asyncio.sleep(0.5)
+    return runs
+
+
 async def test_a_release_sweeps_up_what_was_killed_while_no_server_ran(
     prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with get_client() as client:
-        await reaper.ensure(client)
-        silent, alive = [
-            await client.create_flow_run(deploy_latest_image, parameters=RELEASE, state=Running())
-            for _ in range(2)
-        ]
-        await asyncio.sleep(0.5)
+        silent, alive = await two_that_run(client)
         moment = datetime.now(UTC)
         await reaper.beat(client, [alive.id])
         end = time.monotonic() + 30
@@ -411,12 +417,7 @@ async def test_a_lookout_believes_silence_only_where_heartbeats_are_recorded(
     prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with get_client() as client:
-        await reaper.ensure(client)
-        silent, ours = [
-            await client.create_flow_run(deploy_latest_image, parameters=RELEASE, state=Running())
-            for _ in range(2)
-        ]
-        await asyncio.sleep(0.5)
+        silent, ours = await two_that_run(client)
         monkeypatch.setattr(reaper, "_BUFFER", timedelta(seconds=-90))  # as if both had been silent for long
         lookout = reaper.Lookout(client, "none")
         assert await lookout.look(spared={ours.id}) == []

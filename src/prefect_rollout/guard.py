@@ -59,7 +59,6 @@ _TICK_SECONDS = 3.0  # a cancel has to be noticed well within 10 s
 _LONGEST_LEASE_SECONDS = 300.0
 _GUARDS_A_LEASE = 25  # with so many more, a lease is as much longer again: a busy API renews late
 _RENEWALS = 4  # in the time of a lease
-_BEAT_SECONDS = 15.0  # for which one heartbeat is tried
 _AT_ONCE = 8  # questions that one keeper has on their way
 _ASK_AGAIN_SECONDS = 2.0
 
@@ -588,12 +587,10 @@ class _Keeper:
             if not due:
                 return
             try:
-                # Prefect's client tries again for minutes, ever more seldom, though the API be back by then.
-                async with asyncio.timeout(_BEAT_SECONDS):
-                    await reaper.beat(client, [guard.run_id for guard in due])
+                await reaper.beat(client, [guard.run_id for guard in due])
                 for guard in due:
                     guard.beaten = now
-            except (*NO_ANSWER, TimeoutError) as error:
+            except NO_ANSWER as error:
                 due[0].worry(error)
 
 

@@ -5,11 +5,13 @@ Prefect leaves a run whose process was killed in `Running` for ever. A release t
 four and a half such spans. Prefect's own heartbeat would not do: by default it comes every 180 s.
 """
 
+import asyncio
 from collections.abc import Callable, Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
+import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     FlowFilter,
@@ -54,6 +56,8 @@ _KILLED = "The release's process was killed or cut off."
 
 # A heartbeat that is late by this many beats and a half is the last one.
 _BEATS = 4.5
+
+_BEAT_SECONDS = 15.0  # for which one heartbeat is tried
 
 # How long Prefect's server keeps a wait that ended while it was down itself. What it dropped, `sweep` finds.
 _BUFFER = timedelta(seconds=60)
@@ -133,7 +137,12 @@ async def _beat(client: PrefectClient, resources: Iterable[str]) -> None:
     events = [
         Event(event=HEARTBEAT, resource=Resource({"prefect.resource.id": resource})) for resource in resources
     ]
-    await client.request("POST", "/events", json=[event.model_dump(mode="json") for event in events])
+    try:
+        # Prefect's client tries again for minutes, ever more seldom, though the API be back by then.
+        async with asyncio.timeout(_BEAT_SECONDS):
+            await client.request("POST", "/events", json=[event.model_dump(mode="json") for event in events])
+    except TimeoutError as error:
+        raise httpx.TimeoutException(f"no heartbeat was taken for {_BEAT_SECONDS:.0f} s") from error
 
 
 def ours(run: FlowRun) -> bool:
@@ -208,16 +217,13 @@ async def sweep(
         run
         async for page in pages(client, running, FlowRunSort.ID_DESC, ours_only)
         for run in page
-        if ours(run) and run.id not in spared and _looked_for(run, pool)
+        if ours(run)
+        and run.id not in spared
+        and (run.state_type is StateType.RUNNING or run.work_pool_name == pool)
     ]
     return [
         run for run in found if (gone(run) or await _silent(client, run, since)) and await _end(client, run)
     ]
-
-
-def _looked_for(run: FlowRun, pool: str | None) -> bool:
-    begun = run.state is not None and run.state.is_running()
-    return begun or (run.deployment_id is not None and run.work_pool_name == pool)
 
 
 async def _silent(client: PrefectClient, run: FlowRun, since: datetime) -> bool:

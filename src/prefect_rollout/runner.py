@@ -28,7 +28,7 @@ from prefect.states import Cancelled, Crashed, Pending
 from prefect.types.entrypoint import EntrypointType
 from prefect.utilities.engine import propose_state
 
-from prefect_rollout import reaper
+from prefect_rollout import guard, reaper
 from prefect_rollout.flows.again import FLOWS
 from prefect_rollout.settings import batches, liveness
 from prefect_rollout.text import one_line
@@ -172,7 +172,7 @@ async def _heard(client: PrefectClient, run_id: UUID) -> AsyncIterator[None]:
         while True:
             try:
                 await reaper.beat(client, [run_id])
-            except (httpx.HTTPError, PrefectException) as error:
+            except guard.NO_ANSWER as error:
                 get_logger("prefect_rollout.runner").warning(
                     "No heartbeat of %s was taken: %r", run_id, error
                 )
