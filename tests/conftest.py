@@ -1,10 +1,12 @@
 """What the tests run against: a Prefect server of their own, and simulated clouds over real sockets."""
 
 import os
+import shutil
 import ssl
 import subprocess
+import sys
 import tempfile
-import time
+import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -15,6 +17,14 @@ import certifi
 # Prefect and the tasks read their settings when they are imported: nothing of the user's may count.
 for _name in [name for name in os.environ if name.startswith(("PREFECT_", "K8S_"))]:
     del os.environ[_name]
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ.setdefault("ROLLOUT_TESTS", str(uuid.uuid4()))
+    # It outlives an interrupt, and ends when this process, whose pipe it reads, has ended.
+    _guardian = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("guardian.py"), os.environ["ROLLOUT_TESTS"]],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
 _HOME = Path(tempfile.mkdtemp(prefix="prefect-rollout-tests-"))
 os.environ |= {
     "PREFECT_HOME": str(_HOME),
@@ -35,19 +45,24 @@ os.environ |= {
 _authorities = ssl.create_default_context(cafile=certifi.where()).get_ca_certs(binary_form=True)
 (_HOME / "authority.pem").write_text(ssl.DER_cert_to_PEM_cert(_authorities[0]))
 
-import httpx  # noqa: E402
 import pytest  # noqa: E402
 from prefect.events.worker import EventsWorker  # noqa: E402
 from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
 
+import servers  # noqa: E402
 from prefect_rollout.simulator import Scenario, SimulatorServer  # noqa: E402
-from support import BIN, Cloud, cells, free_port, tables  # noqa: E402
+from support import Cloud, cells, tables  # noqa: E402
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Hands what this process's tests recorded cell by cell to the process that prints it."""
     if (output := getattr(session.config, "workeroutput", None)) is not None:
         output["cells"] = cells
+
+
+def pytest_unconfigure() -> None:
+    """Remove this process's Prefect home."""
+    shutil.rmtree(_HOME, ignore_errors=True)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -66,32 +81,31 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
             terminalreporter.write_line(line)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give each test a group for one worker, by default its file's, and put the slowest groups first."""
+    ranks: dict[str, int] = {}
+    groups: dict[pytest.Item, str] = {}
+    for item in items:
+        if "prefect_server" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.server)
+        marker = item.get_closest_marker("xdist_group")
+        groups[item] = str(marker.args[0]) if marker else item.path.name
+        if marker is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.name))
+        # A group of its own is for tests that take long.
+        rank = 0 if marker else 1 if item.get_closest_marker("server") else 2
+        ranks[groups[item]] = min(rank, ranks.get(groups[item], rank))
+    items.sort(key=lambda item: (ranks[groups[item]], groups[item]))
+
+
 @pytest.fixture(scope="session")
 def prefect_server() -> Iterator[str]:
-    """The API address of a Prefect server with a database of its own."""
-    port = free_port()
-    url = f"http://127.0.0.1:{port}/api"
-    log = (_HOME / "server.log").open("wb")
-    server = subprocess.Popen(
-        [BIN / "prefect", "server", "start", "--port", str(port)], stdout=log, stderr=subprocess.STDOUT
-    )
-    try:
-        until = time.monotonic() + 180
-        while True:
-            assert server.poll() is None, (_HOME / "server.log").read_text()
-            assert time.monotonic() < until, (_HOME / "server.log").read_text()
-            try:
-                if httpx.get(f"{url}/health", timeout=5).is_success:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.2)
+    """Yield the API address of a Prefect server with a database of its own."""
+    with servers.prefect_server(_HOME) as url:
         yield url
-    finally:
         # What is still to be sent would wait for the server long after it is gone.
         EventsWorker.drain_all(timeout=10)
-        server.terminate()
-        server.wait(30)
-        log.close()
 
 
 @pytest.fixture
