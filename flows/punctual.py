@@ -22,7 +22,7 @@ from prefect_rollout.errors import SkippedError
 from prefect_rollout.flow_runs import pages
 from prefect_rollout.guard import answering
 from prefect_rollout.models import Request
-from prefect_rollout.text import one_line
+from prefect_rollout.text import one_line, when
 
 # A run in one of these has done what the older one would do, does it, or is about to.
 _COUNTS = [
@@ -70,7 +70,7 @@ def refuse_late(due: datetime, started: datetime, late_minutes: float) -> None:
     minutes = (started - due).total_seconds() / 60
     if late_minutes and minutes > late_minutes:
         raise SkippedError(
-            f"it started {minutes:.0f} minutes after its scheduled time, {_told(due)}, and late_minutes "
+            f"it started {minutes:.0f} minutes after its scheduled time, {when(due)}, and late_minutes "
             f"allows {late_minutes:g}",
             advice="Start it by hand if it shall be done all the same, or raise late_minutes.",
         )
@@ -88,7 +88,7 @@ def refuse_superseded(run: FlowRun, other: FlowRun, now: datetime) -> None:
         return
     raise SkippedError(
         f"a newer run takes its place: {one_line(other.name, 80)} (flow run {other.id}), "
-        f"{one_line(other.state and other.state.name, 40)}, due {_told(other.expected_start_time)}",
+        f"{one_line(other.state and other.state.name, 40)}, due {when(other.expected_start_time)}",
         newer_run=str(other.id),
     )
 
@@ -127,7 +127,3 @@ async def _later(client: PrefectClient, deployment_id: UUID, due: datetime, now:
         for run in page
         if run.expected_start_time and run.expected_start_time > due
     ]
-
-
-def _told(time: datetime | None) -> str:
-    return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if time else "at an unknown time"

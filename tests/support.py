@@ -1,7 +1,6 @@
 """What several test modules use."""
 
 import asyncio
-import json
 import os
 import socket
 import subprocess
@@ -9,11 +8,12 @@ import sys
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 from uuid import UUID
 
 import httpx
 
+import forked
 from prefect_rollout.platforms.signing import StarkHmacSigner
 from prefect_rollout.simulator import SimulatorServer
 
@@ -92,7 +92,8 @@ class Cloud:
         }
 
     def control(self, method: str, path: str, **options: Any) -> Any:
-        answer = httpx.request(method, f"{self.url}/_control/{path}", timeout=30, **options)
+        # Without `verify=False`, each request would read the system's authorities anew, for no TLS at all.
+        answer = httpx.request(method, f"{self.url}/_control/{path}", timeout=30, verify=False, **options)
         answer.raise_for_status()
         return answer.json()
 
@@ -184,28 +185,15 @@ def written(cloud: Cloud) -> dict[int, list[str]]:
 ONCE = ["template", "publish"]
 
 
-class Zygote:
-    """Starts processes that run a flow run each, by way of `zygote.py`."""
+class Zygote(forked.Zygote):
+    """Starts processes that run a flow run each."""
 
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, Path(__file__).with_name("zygote.py")],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            bufsize=1,
-        )
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with self._process:
-            self._process.terminate()
+    def __init__(self) -> None:
+        super().__init__("prefect_rollout.flows.again")
 
     def start(self, run_id: object, environment: dict[str, str]) -> int:
-        assert self._process.stdin
-        assert self._process.stdout
-        self._process.stdin.write(json.dumps({"run": str(run_id), "environment": environment}) + "\n")
-        return int(self._process.stdout.readline())
+        command = [Path(__file__).with_name("execute.py"), str(run_id)]
+        return forked.Process(command, {**os.environ, **environment}, stderr=2, zygote=self).pid
 
 
 async def task_runs_of(run_id: UUID, at_least: int = 1) -> list[Any]:
@@ -233,14 +221,14 @@ class Door:
     Attributes:
         server: the cloud's.
         nonces: of all requests that were sent, whether or not they arrived.
-        passing: called before each request takes a connection, so that it can be given a fault, or a
-            closed port.
+        passing: called with each request before it takes a connection, so that it can be given a
+            fault, or a closed port.
     """
 
     def __init__(self, server: SimulatorServer) -> None:
         self.server = server
         self.nonces: list[str] = []
-        self.passing: Callable[[], None] = lambda: None
+        self.passing: Callable[[httpx.Request], None] = lambda _: None
         DoorSigner.doors[server.port] = self
 
 
@@ -257,7 +245,7 @@ class DoorSigner(StarkHmacSigner):
         for signed in super().auth_flow(request):
             door = self.doors[signed.url.port]
             door.nonces.append(signed.headers["X-Stark-Nonce"])
-            door.passing()
+            door.passing(signed)
             yield signed
 
 

@@ -14,6 +14,7 @@ import httpx
 import pytest
 import respx
 from prefect import get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -40,7 +41,7 @@ from prefect_rollout.errors import (
     ReleaseCancelledError,
     RolloutError,
 )
-from prefect_rollout.flows import deploy_batch
+from prefect_rollout.flows import deploy_batch, deploy_latest_image
 from prefect_rollout.flows.again import go_on
 from prefect_rollout.flows.children import children_of, name_of
 from prefect_rollout.models import Outcome
@@ -52,7 +53,6 @@ from support import (
     Zygote,
     lives,
     plan_of,
-    prefect,
     shop,
     worker,
     written,
@@ -107,33 +107,47 @@ async def retried(batch_id: UUID) -> BatchResult:
     return found
 
 
-# ---- forty apps in four waves --------------------------------------------------------------------
-
-# Apps 4 and 17 have images that nobody pushed, app 23 takes long.
-FORTY: dict[int, Mapping[str, Any]] = {4: BAD_IMAGE, 17: BAD_IMAGE, 23: {"kind": "slow_start", "seconds": 60}}
+# ---- many apps in waves --------------------------------------------------------------------------
 
 
-async def test_forty_apps_in_four_waves_end_as_their_plan_says(make_cloud: Any) -> None:
-    cloud = make_cloud(**shop(40, FORTY))
-    plan = plan_of(40, 4, failure_budget="5%", max_parallel=10, soak_seconds=0.1)
-    result = await failing(plan)
-    assert Counter(stages(result).values()) == {Stage.RELEASED: 38, Stage.FAILED: 2}
-    assert {app for app, stage in stages(result).items() if stage is Stage.FAILED} == {4, 17}
-    assert written(cloud) == dict.fromkeys(range(1, 41), ONCE)
+def in_four_waves(count: int) -> tuple[dict[int, Mapping[str, Any]], dict[str, Any], set[int]]:
+    """The behaviour of so many apps, their plan, and which fail.
+
+    Images that nobody pushed are in waves 1 and 2, and an app of wave 3 takes long.
+    """
+    size = count // 4
+    failing = {2, size + 2}
+    slow: Mapping[str, Any] = {"kind": "slow_start", "seconds": 60}
+    plan = plan_of(count, 4, failure_budget=2, max_parallel=size)
+    return {**dict.fromkeys(failing, BAD_IMAGE), 2 * size + 1: slow}, plan, failing
+
+
+COUNTS = [12, pytest.param(40, marks=pytest.mark.complete)]
+
+
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.xdist_group("batches")
+async def test_apps_in_four_waves_end_as_their_plan_says(make_cloud: Any, count: int) -> None:
+    behaviours, plan, failing_apps = in_four_waves(count)
+    cloud = make_cloud(**shop(count, behaviours))
+    result = await failing(plan | {"soak_seconds": 0.1})
+    assert Counter(stages(result).values()) == {Stage.RELEASED: count - 2, Stage.FAILED: 2}
+    assert {app for app, stage in stages(result).items() if stage is Stage.FAILED} == failing_apps
+    assert written(cloud) == dict.fromkeys(range(1, count + 1), ONCE)
     # A wave begins when the one before has ended: each write of it comes after all of those before.
     at: dict[int, list[float]] = {}
     for entry in cloud.record:
-        at.setdefault((entry["app"] - 1) // 10, []).append(entry["at"])
+        at.setdefault((entry["app"] - 1) * 4 // count, []).append(entry["at"])
     assert all(max(at[wave]) < min(at[wave + 1]) for wave in range(3))
-    assert all(truth["rolled_out"] for truth in cloud.truth("web") if truth["app"] not in {4, 17})
-    (row,) = [row for row in result.releases if row.app_id == 4]
+    assert all(truth["rolled_out"] for truth in cloud.truth("web") if truth["app"] not in failing_apps)
+    (row,) = [row for row in result.releases if row.app_id == 2]
     assert "ImagePullError" in row.detail
-    assert (row.template_before, row.template != "") == ("40", True)
+    assert (row.template_before, row.template != "") == ("20", True)
     # One child flow run each, below the batch.
     async with get_client() as client:
         found = await children(UUID(result.batch_id))
         assert {len(runs) for runs in found.values()} == {1}
-        assert len(found) == 40
+        assert len(found) == count
         some = found["1/web"][0]
         assert some.parent_task_run_id is not None
         parent = await client.read_task_run(some.parent_task_run_id)
@@ -146,19 +160,19 @@ async def test_forty_apps_in_four_waves_end_as_their_plan_says(make_cloud: Any) 
     by_type = {artifact.type: artifact for artifact in artifacts}
     assert by_type["progress"].data == 100
     page = str(by_type["markdown"].data)
-    assert "40 in 4 waves: 2 failed, 38 released" in page
+    assert f"{count} in 4 waves: 2 failed, {count - 2} released" in page
     assert "ImagePullError" in page
     assert "Was the tag built and pushed" in page
 
 
 async def test_more_failures_than_the_budget_start_no_further_release(make_cloud: Any) -> None:
-    cloud = make_cloud(**shop(12, {2: BAD_IMAGE, 5: BAD_IMAGE}))
-    result = await failing(plan_of(12, 3, failure_budget=1, max_parallel=4))
-    # Wave 1 is apps 1 to 4, wave 2 apps 5 to 8: the second failure comes there, and wave 3 never starts.
-    assert {app for app, stage in stages(result).items() if stage is Stage.FAILED} == {2, 5}
-    assert {app for app, stage in stages(result).items() if stage is Stage.SKIPPED} == {9, 10, 11, 12}
-    assert set(written(cloud)) == set(range(1, 9))
-    skipped = next(row for row in result.releases if row.app_id == 9)
+    cloud = make_cloud(**shop(6, {2: BAD_IMAGE, 3: BAD_IMAGE}))
+    result = await failing(plan_of(6, 3, failure_budget=1, max_parallel=2))
+    # Wave 1 is apps 1 and 2, wave 2 apps 3 and 4: the second failure comes there, and wave 3 never starts.
+    assert {app for app, stage in stages(result).items() if stage is Stage.FAILED} == {2, 3}
+    assert {app for app, stage in stages(result).items() if stage is Stage.SKIPPED} == {5, 6}
+    assert set(written(cloud)) == set(range(1, 5))
+    skipped = next(row for row in result.releases if row.app_id == 5)
     assert skipped.detail == "2 failed, more than the failure budget of 1"
 
 
@@ -175,32 +189,37 @@ async def test_what_waits_for_a_failed_release_is_skipped_and_the_rest_goes_on(m
 # ---- killed, retried, continued -------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("count", COUNTS)
+@pytest.mark.xdist_group("batches")
 async def test_a_batch_that_is_killed_in_wave_2_is_gone_on_with_and_releases_nothing_twice(
-    make_cloud: Any, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+    make_cloud: Any, prefect_api: str, monkeypatch: pytest.MonkeyPatch, count: int
 ) -> None:
     monkeypatch.setenv("PREFECT_API_URL", prefect_api)  # for the process that is killed
-    cloud = make_cloud(speed=10, **shop(40, FORTY))
-    plan = plan_of(40, 4, failure_budget="5%", max_parallel=10)
+    behaviours, plan, failing_apps = in_four_waves(count)
+    cloud = make_cloud(speed=10, **shop(count, behaviours))
     plan["defaults"] = PATIENT
+    size = count // 4
     async with get_client() as client:
         batch = await client.create_flow_run(deploy_batch, parameters={"plan": plan}, state=Pending())
     with Zygote() as zygote:
         pid = zygote.start(batch.id, cloud.environment)
-        await until(lambda: any(entry["app"] in range(13, 21) for entry in cloud.record), 300)
+        late = range(size + 1 + size // 3, 2 * size + 1)  # of wave 2, not the first one
+        await until(lambda: any(entry["app"] in late for entry in cloud.record), 300)
         os.kill(pid, signal.SIGKILL)
         await until(lambda: not lives(pid))
     before = written(cloud)
-    assert not set(before) & set(range(21, 41))
+    assert not set(before) & set(range(2 * size + 1, count + 1))
     async with get_client() as client:
         # What the automation does when the heartbeats stay away; the children's states are left as they are.
         await client.set_flow_run_state(batch.id, Crashed(), force=True)
     result = await retried(batch.id)
-    failed = {row.app_id: row.detail for row in result.releases if row.stage is Stage.FAILED}
-    assert set(failed) == {4, 17}, failed
-    assert Counter(stages(result).values()) == {Stage.RELEASED: 38, Stage.FAILED: 2}
-    assert written(cloud) == dict.fromkeys(range(1, 41), ONCE)
+    failed = {int(row.app_id): row.detail for row in result.releases if row.stage is Stage.FAILED}
+    assert set(failed) == failing_apps, failed
+    assert Counter(stages(result).values()) == {Stage.RELEASED: count - 2, Stage.FAILED: 2}
+    apps = range(1, count + 1)
+    assert written(cloud) == dict.fromkeys(apps, ONCE)
     found = await children(batch.id)
-    assert {name: len(runs) for name, runs in found.items()} == {f"{app}/web": 1 for app in range(1, 41)}
+    assert {name: len(runs) for name, runs in found.items()} == {f"{app}/web": 1 for app in apps}
 
 
 def mend(cloud: Cloud, app: int) -> None:
@@ -344,30 +363,42 @@ async def one_killed() -> UUID:
             await asyncio.sleep(0.5)
 
 
+@pytest.mark.parametrize(
+    ("count", "waves", "limit"), [(3, 2, "1"), pytest.param(40, 4, "4", marks=pytest.mark.complete)]
+)
+@pytest.mark.xdist_group("batch on a work pool")
 async def test_a_batch_on_a_work_pool_with_two_workers_one_of_whose_releases_is_killed(
-    make_cloud: Any, prefect_api: str, tmp_path: Path
+    make_cloud: Any, prefect_api: str, tmp_path: Path, count: int, waves: int, limit: str
 ) -> None:
-    cloud = make_cloud(**shop(40, FORTY))
-    prefect(prefect_api, "work-pool", "create", "rollout", "--type", "process", "--overwrite")
-    prefect(prefect_api, "--no-prompt", "deploy", "--all")
+    cloud = make_cloud(**shop(count, {2: BAD_IMAGE}))
+    async with get_client() as client:
+        await client.create_work_pool(WorkPoolCreate(name="rollout", type="process"), overwrite=True)
+        await client.create_deployment(
+            await client.create_flow(deploy_latest_image),
+            name="batch-release",
+            work_pool_name="rollout",
+            work_queue_name="releases",
+            entrypoint="prefect_rollout.flows.deploy.deploy_latest_image",
+            pull_steps=[],
+        )
     # They take children alone, from their queue.
-    options = ("--work-queue", "releases", "--limit", "4", "--name")
+    options = ("--work-queue", "releases", "--limit", limit, "--name")
     workers = [worker(prefect_api, tmp_path, cloud.environment, *options, name) for name in ("w1", "w2")]
     try:
-        plan = plan_of(40, 4, failure_budget="5%", max_parallel=8)
+        plan = plan_of(count, waves, failure_budget=1, max_parallel=2 * int(limit))
         plan["defaults"] = PATIENT
         killing = asyncio.create_task(one_killed())
         result = await failing(plan, run_in="work-pool")
-        unlike = {row.name: (row.stage, row.detail) for row in result.releases if row.app_id not in FORTY}
-        assert Counter(stages(result).values()) == {Stage.RELEASED: 38, Stage.FAILED: 2}, unlike
-        assert written(cloud) == dict.fromkeys(range(1, 41), ONCE)
+        unlike = {row.name: (row.stage, row.detail) for row in result.releases if row.app_id != 2}
+        assert Counter(stages(result).values()) == {Stage.RELEASED: count - 1, Stage.FAILED: 1}, unlike
+        assert written(cloud) == dict.fromkeys(range(1, count + 1), ONCE)
         found = await children(UUID(result.batch_id))
-        assert len(found) == 40
+        assert len(found) == count
         for runs in found.values():
             (run,) = runs
             assert run.work_queue_name == "releases"
             assert run.parent_task_run_id is not None
-        (row,) = [row for row in result.releases if row.app_id == 4]
+        (row,) = [row for row in result.releases if row.app_id == 2]
         assert "ImagePullError" in row.detail
         async with get_client() as client:  # another process went on with it
             assert (await client.read_flow_run(await killing)).run_count > 1

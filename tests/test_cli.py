@@ -1,4 +1,7 @@
-"""The command line as its users call it: real processes, a real Prefect server, real sockets."""
+"""The command line as its users call it: real processes, a real Prefect server, real sockets.
+
+Processes are forked from one that has imported Prefect, except those whose start is part of the promise.
+"""
 
 import json
 import os
@@ -13,9 +16,12 @@ import httpx
 import psutil
 import pytest
 
-from support import BIN, Cloud
+import forked
+from servers import FROM_TEMPLATE, new_prefect_home
+from support import BIN, Cloud, lives
 
 COMMAND = BIN / "prefect-rollout"
+Ended = subprocess.CompletedProcess[str]
 
 
 def environment(home: Path, **variables: str) -> dict[str, str]:
@@ -27,38 +33,32 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
     return {**kept, "HOME": str(home), **variables}
 
 
-def call(
-    *arguments: str, home: Path, timeout: float = 120, variables: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
+def executed(*arguments: str, home: Path, **variables: str) -> Ended:
     return subprocess.run(
         [COMMAND, *arguments],
-        env=environment(home, **(variables or {})),
+        env=environment(home, **variables),
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=120,
         check=False,
         stdin=subprocess.DEVNULL,
     )
 
 
-def deploy(
-    cloud: Cloud, server: str, home: Path, *arguments: str, **variables: str
-) -> subprocess.CompletedProcess[str]:
-    return call(
-        "deploy",
-        *arguments,
-        "--poll-seconds",
-        "0.1",
-        home=home,
-        variables={**cloud.environment, "PREFECT_API_URL": server, **variables},
-    )
+def call(*arguments: str, home: Path, **variables: str) -> Ended:
+    return forked.run([COMMAND, *arguments], environment(home, **variables))
+
+
+def deploy(cloud: Cloud, server: str, home: Path, *arguments: str, **variables: str) -> Ended:
+    variables = {**cloud.environment, "PREFECT_API_URL": server, **variables}
+    return call("deploy", *arguments, "--poll-seconds", "0.1", home=home, **variables)
 
 
 HOME_APP = ["--app-id", "3290", "--deployment", "qapm-home"]
 
 
 def test_help_names_the_commands(tmp_path: Path) -> None:
-    shown = call("--help", home=tmp_path)
+    shown = executed("--help", home=tmp_path)
     assert shown.returncode == 0
     for command in (
         *("demo", "simulate", "configure"),
@@ -71,7 +71,12 @@ def test_help_names_the_commands(tmp_path: Path) -> None:
 def test_a_release_prints_one_json_object_and_nothing_else(
     cloud: Cloud, prefect_server: str, tmp_path: Path
 ) -> None:
-    ended = deploy(cloud, prefect_server, tmp_path, *HOME_APP, "--json", "--reason", "测试")
+    ended = executed(
+        *("deploy", *HOME_APP, "--poll-seconds", "0.1", "--json", "--reason", "测试"),
+        home=tmp_path,
+        PREFECT_API_URL=prefect_server,
+        **cloud.environment,
+    )
     assert ended.returncode == 0, ended.stderr
     result = json.loads(ended.stdout)
     assert (result["outcome"], result["deployment"], result["template_id"]) == (
@@ -92,7 +97,8 @@ def test_app_deployment_and_template_default_to_the_articles_variables(
     variables = {"K8S_APP_ID": "3290", "K8S_DEPLOY_NAME": "qapm-home", "K8S_TEMPLATE_ID": "1342977"}
     ended = deploy(cloud, prefect_server, tmp_path, "--json", **variables)
     assert json.loads(ended.stdout)["base_template_id"] == 1342977
-    ended = deploy(cloud, prefect_server, tmp_path, "--json", **{**variables, "K8S_TEMPLATE_ID": ""})
+    variables["K8S_TEMPLATE_ID"] = ""
+    ended = deploy(cloud, prefect_server, tmp_path, "--dry-run", "--json", **variables)
     assert json.loads(ended.stdout)["base_template_id"] == 1343170
 
 
@@ -130,7 +136,8 @@ def test_what_was_released_is_rolled_back_restarted_and_scaled(
         process = call(
             *(command, *HOME_APP, *arguments, "--poll-seconds", "0.1", "--json"),
             home=tmp_path,
-            variables={**cloud.environment, "PREFECT_API_URL": prefect_server},
+            PREFECT_API_URL=prefect_server,
+            **cloud.environment,
         )
         return process.returncode, json.loads(process.stdout), process.stderr
 
@@ -164,7 +171,7 @@ def test_a_release_that_fails_is_rolled_back_and_the_diagnosis_told(
     assert (diagnosis["category"], diagnosis["cluster"]) == ("ImagePullError", "pub-bjwdt")
     assert diagnosis["pod"].startswith("bad-image-")
     assert [cluster["rolled_back"] for cluster in result["clusters"]] == [True]
-    for told in ("ImagePullError", "rolled back", "Live now: pub-bjwdt has template 1343120 online"):
+    for told in ("ImagePullError", "rolled back", " UTC: pub-bjwdt has template 1343120 online"):
         assert told in ended.stderr
 
 
@@ -207,7 +214,13 @@ def test_a_prefect_api_that_does_not_answer_is_a_matter_of_configuration(
 
 
 def test_a_setting_that_cannot_be_used_is_named(cloud: Cloud, prefect_server: str, tmp_path: Path) -> None:
-    ended = deploy(cloud, prefect_server, tmp_path, *HOME_APP, PREFECT_ROLLOUT_RETRIES="many")
+    ended = executed(
+        *("deploy", *HOME_APP),
+        home=tmp_path,
+        PREFECT_API_URL=prefect_server,
+        PREFECT_ROLLOUT_RETRIES="many",
+        **cloud.environment,
+    )
     assert ended.returncode == 2
     assert "retries" in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -219,7 +232,8 @@ def test_configure_saves_a_block_that_deploy_then_uses(
     saved = call(
         *("configure", "--name", "spare", "--app-id", "3290"),
         home=tmp_path,
-        variables={**cloud.environment, "PREFECT_API_URL": prefect_server},
+        PREFECT_API_URL=prefect_server,
+        **cloud.environment,
     )
     assert saved.returncode == 0, saved.stderr
     assert "app 3290 is qapm" in saved.stderr
@@ -227,7 +241,7 @@ def test_configure_saves_a_block_that_deploy_then_uses(
     ended = call(
         *("deploy", *HOME_APP, "--target", "container-cloud/spare", "--poll-seconds", "0.1"),
         home=tmp_path,
-        variables={"PREFECT_API_URL": prefect_server},
+        PREFECT_API_URL=prefect_server,
     )
     assert ended.returncode == 0, ended.stderr
 
@@ -246,7 +260,7 @@ def test_configure_says_what_does_not_work(
     ended = call(
         *("configure", "--name", "broken", "--app-id", "3290"),
         home=tmp_path,
-        variables={**cloud.environment, "PREFECT_API_URL": prefect_server, **variables},
+        **{**cloud.environment, "PREFECT_API_URL": prefect_server, **variables},
     )
     assert ended.returncode == code, ended.stderr
     assert says in ended.stderr
@@ -254,12 +268,19 @@ def test_configure_says_what_does_not_work(
     assert "Traceback" not in ended.stderr
 
 
-def test_the_demo_releases_on_its_own_and_leaves_the_users_prefect_alone(tmp_path: Path) -> None:
+@pytest.mark.server
+@pytest.mark.xdist_group("embedded API")
+@pytest.mark.parametrize("first", [pytest.param(True, marks=pytest.mark.complete), False])
+def test_the_demo_releases_on_its_own_and_leaves_the_users_prefect_alone(tmp_path: Path, first: bool) -> None:
+    if not first:
+        home = new_prefect_home(tmp_path / ".prefect-rollout" / "demo")
+        # No variable for Prefect reaches the demo's.
+        (home / ".env").write_text("".join(f"{name}={value}\n" for name, value in FROM_TEMPLATE.items()))
     before = {
         "PREFECT_API_URL": "http://127.0.0.1:9/api",
         "K8S_API_URL": "http://127.0.0.1:9",
     }
-    ended = call("demo", home=tmp_path, timeout=240, variables=before)
+    ended = call("demo", home=tmp_path, **before)
     assert ended.returncode == 0, ended.stderr
     for number in range(1, 9):
         assert f"{number}/8 " in ended.stderr
@@ -268,10 +289,13 @@ def test_the_demo_releases_on_its_own_and_leaves_the_users_prefect_alone(tmp_pat
     assert [path.name for path in tmp_path.iterdir()] == [".prefect-rollout"]
 
 
+@pytest.mark.server
+@pytest.mark.xdist_group("embedded API")
 def test_an_interrupt_ends_the_command_and_all_it_started(cloud: Cloud, tmp_path: Path) -> None:
+    new_prefect_home(tmp_path / ".prefect")
     process = subprocess.Popen(
         [COMMAND, "deploy", "--app-id", "3290", "--deployment", "never-ready"],
-        env=environment(tmp_path, **cloud.environment),
+        env=environment(tmp_path, **cloud.environment, **FROM_TEMPLATE),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
@@ -288,7 +312,7 @@ def test_an_interrupt_ends_the_command_and_all_it_started(cloud: Cloud, tmp_path
     said = process.stderr.read()
     assert process.wait(60) == 130
     assert "Cancelled: cancelled by Ctrl-C" in said
-    assert "Live now: pub-bjwdt has template 1343170 online" in said
+    assert " UTC: pub-bjwdt has template 1343170 online" in said
     assert "Traceback" not in said
     assert psutil.wait_procs(started, timeout=20)[1] == []
 
@@ -296,19 +320,18 @@ def test_an_interrupt_ends_the_command_and_all_it_started(cloud: Cloud, tmp_path
 def killed_after_its_publish(cloud: Cloud, home: Path, **variables: str) -> list[psutil.Process]:
     """Starts a release and kills its process when the publish has taken effect; what else it started."""
     cloud.faults({"kind": "never", "call": "publish", "takes_effect": True, "nth": 1})
-    process = psutil.Popen(
+    process = forked.Process(
         [COMMAND, "deploy", *HOME_APP, "--poll-seconds", "0.1"],
-        env=environment(home, **cloud.environment, **variables),
-        stderr=subprocess.DEVNULL,
+        environment(home, **cloud.environment, **variables),
     )
     until = time.monotonic() + 120
     while not any(seen["fault"] for seen in cloud.requests):
-        assert process.poll() is None
+        assert lives(process.pid)
         assert time.monotonic() < until
         time.sleep(0.1)
-    started: list[psutil.Process] = process.children(recursive=True)
-    process.kill()
-    process.wait(10)
+    started = psutil.Process(process.pid).children(recursive=True)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait(10) == -signal.SIGKILL
     return started
 
 
@@ -320,8 +343,8 @@ def test_a_killed_release_is_refused_while_it_counts_as_running_and_gone_on_with
     (template, _) = cloud.record
     run_id = template["idempotency_key"].partition(":")[0]
 
-    def retry() -> subprocess.CompletedProcess[str]:
-        return call("retry", run_id, "--json", home=tmp_path, variables={**cloud.environment, **api})
+    def retry() -> Ended:
+        return call("retry", run_id, "--json", home=tmp_path, **cloud.environment, **api)
 
     early = retry()
     assert early.returncode == 2
@@ -347,16 +370,13 @@ def test_a_release_cancelled_in_prefect_says_so_and_can_be_gone_on_with(
 ) -> None:
     cloud = make_cloud(speed=5)  # slow-start then takes longer than a cancel
     variables = {**cloud.environment, "PREFECT_API_URL": prefect_server}
-    process = subprocess.Popen(
+    process = forked.Process(
         [
             *(COMMAND, "deploy", "--app-id", "3290", "--deployment", "slow-start"),
             *("--poll-seconds", "0.5", "--poll-attempts", "200"),
         ],
-        env=environment(tmp_path, **variables),
-        stderr=subprocess.PIPE,
-        text=True,
+        environment(tmp_path, **variables),
     )
-    assert process.stderr
     said = ""
     while "wait for pods running" not in said:
         said += (line := process.stderr.readline())
@@ -370,27 +390,30 @@ def test_a_release_cancelled_in_prefect_says_so_and_can_be_gone_on_with(
     assert "pub-bjwdt has template 1343170" in said
     assert "Traceback" not in said
 
-    ended = call("retry", run_id, home=tmp_path, variables=variables)
+    ended = call("retry", run_id, home=tmp_path, **variables)
     assert ended.returncode == 0, ended.stderr
     assert [entry["kind"] for entry in cloud.record] == ["template", "publish"]
 
 
+@pytest.mark.server
+@pytest.mark.xdist_group("embedded API")
 def test_a_killed_release_of_the_embedded_api_is_offered_by_the_next_command_and_gone_on_with(
     cloud: Cloud, tmp_path: Path
 ) -> None:
-    started = killed_after_its_publish(cloud, tmp_path)
+    new_prefect_home(tmp_path / ".prefect")
+    started = killed_after_its_publish(cloud, tmp_path, **FROM_TEMPLATE)
     assert started
     assert psutil.wait_procs(started, timeout=60)[1] == []  # its embedded API ends with it
     other = call(
         *("deploy", "--app-id", "3290", "--deployment", "qapm-api", "--poll-seconds", "0.1"),
         home=tmp_path,
-        variables=cloud.environment,
-        timeout=240,
+        **cloud.environment,
+        **FROM_TEMPLATE,
     )
     assert other.returncode == 0, other.stderr
     offered = re.search(r"A release was killed while it ran: qapm-home.* retry ([0-9a-f-]{36})", other.stderr)
     assert offered, other.stderr
-    ended = call("retry", offered[1], home=tmp_path, variables=cloud.environment, timeout=240)
+    ended = call("retry", offered[1], home=tmp_path, **cloud.environment, **FROM_TEMPLATE)
     assert ended.returncode == 0, ended.stderr
     assert "Released: qapm-home" in ended.stderr
     assert "was killed" not in ended.stderr
@@ -417,9 +440,7 @@ def test_a_run_that_cannot_be_gone_on_with_is_named(
             run_id = api.post(
                 "/flow_runs/", json={"flow_id": flow_id, "state": {"type": "FAILED", "name": "Failed"}}
             ).json()["id"]
-    ended = call(
-        "retry", run_id, home=tmp_path, variables={**cloud.environment, "PREFECT_API_URL": prefect_server}
-    )
+    ended = call("retry", run_id, home=tmp_path, PREFECT_API_URL=prefect_server, **cloud.environment)
     assert ended.returncode == 2, ended.stderr
     assert says in ended.stderr
     assert "Traceback" not in ended.stderr
@@ -427,13 +448,7 @@ def test_a_run_that_cannot_be_gone_on_with_is_named(
 
 
 def test_the_simulator_serves_until_it_is_interrupted(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        [COMMAND, "simulate", "--port", "0"],
-        env=environment(tmp_path),
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stderr
+    process = forked.Process([COMMAND, "simulate", "--port", "0"], environment(tmp_path))
     exports = {}
     for line in process.stderr:
         if line.startswith("export "):
@@ -442,7 +457,7 @@ def test_the_simulator_serves_until_it_is_interrupted(tmp_path: Path) -> None:
         if "K8S_DEPLOY_NAME" in line:
             break
     time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    os.kill(process.pid, signal.SIGINT)
     said = process.stderr.read()
     assert process.wait(20) == 0
     assert "Traceback" not in said
@@ -475,7 +490,7 @@ def test_a_batch_tells_each_release_and_what_failed_and_is_gone_on_with(
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN, encoding="utf-8")
     variables = {**cloud.environment, "PREFECT_API_URL": prefect_server}
-    ended = call("batch", str(plan), "--json", home=tmp_path, variables=variables)
+    ended = call("batch", str(plan), "--json", home=tmp_path, **variables)
     assert ended.returncode == 1, ended.stderr
     lines = ended.stderr.splitlines()
     assert "wave 1: 2 releases" in lines
@@ -493,7 +508,7 @@ def test_a_batch_tells_each_release_and_what_failed_and_is_gone_on_with(
     written = len(cloud.record)
 
     cloud.control("PUT", "apps/3290/deployments/bad-image/behaviour", json=[])
-    again = call("retry", result["batch_id"], "--json", home=tmp_path, variables=variables)
+    again = call("retry", result["batch_id"], "--json", home=tmp_path, **variables)
     assert again.returncode == 1, again.stderr  # its pods keep the image that nobody pushed
     assert {row["name"] for row in json.loads(again.stdout)["releases"] if row["stage"] == "failed"} == {
         "3290/bad-image"

@@ -184,8 +184,8 @@ async def test_a_refusal_keeps_the_clouds_chinese_words_and_its_request_id() -> 
 
 
 async def test_a_skewed_clock_is_told_apart_from_a_wrong_key() -> None:
-    async with answering(refusal(401, 401004)) as cloud:
-        with pytest.raises(AuthenticationError, match="clock"):
+    async with answering(refusal(401, 401004, "时钟偏差")) as cloud:
+        with pytest.raises(AuthenticationError, match=r"时钟偏差.*clock"):
             await cloud.app(1)
 
 

@@ -42,8 +42,9 @@ from prefect_rollout.errors import (
     UnreadableTemplateError,
 )
 from prefect_rollout.flows import deploy_latest_image
-from prefect_rollout.models import Outcome, ReleaseResult
+from prefect_rollout.models import Outcome, ReleaseResult, Version
 from prefect_rollout.progress import STEPS, Progress, listening
+from prefect_rollout.tasks import build_image_list, check_deployment, get_template, parse_metadata
 from support import Cloud, task_runs_of
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -61,6 +62,16 @@ async def failure(kind: type[RolloutError], **parameters: Any) -> RolloutError:
     with pytest.raises(kind) as caught:
         await release(**parameters)
     return caught.value
+
+
+async def read(target: str = "container-cloud/default", **parameters: Any) -> Version:
+    """Take the steps that come before the first write, without a flow; return the template."""
+    asked = {**FAST, **parameters}
+    checked = await check_deployment.fn(asked["app_id"], asked["deployment"], target=target)
+    await parse_metadata.fn(checked.deployment, asked.get("clusters"))
+    template = await get_template.fn(checked.deployment, asked.get("template_id"), target=target)
+    await build_image_list.fn(template, asked.get("images"))
+    return template
 
 
 def writes(cloud: Cloud) -> list[str]:
@@ -114,7 +125,11 @@ async def test_the_articles_app_is_released_in_eight_steps(cloud: Cloud, prefect
     assert "✅ qapm-home is released" in str(artifact.data)
 
 
-async def test_clusters_are_published_in_the_metadatas_order_with_their_own_replicas(cloud: Cloud) -> None:
+async def test_every_cluster_is_published_to_in_the_metadatas_order_with_its_own_replicas(
+    make_cloud: Any,
+) -> None:
+    # A cloud that reports names and states alone, as the article's.
+    cloud = make_cloud(optional_fields=False)
     result = await release(deployment="qapm-api")
     assert writes(cloud) == [
         "template 1343170",
@@ -123,23 +138,14 @@ async def test_clusters_are_published_in_the_metadatas_order_with_their_own_repl
     ]
     assert [entry["replicas"] for entry in cloud.record[1:]] == [2, 3]
     assert [(c.cluster, c.ready) for c in result.clusters] == [("pub-bjwdt", 2), ("pub-bjyt", 3)]
+    assert (result.outcome, result.evidence) == (Outcome.RELEASED, "weak")
+    assert all(truth["rolled_out"] for truth in cloud.truth("qapm-api"))
 
 
 async def test_a_subset_of_the_clusters_is_released_and_the_rest_left_alone(cloud: Cloud) -> None:
     result = await release(deployment="qapm-api", clusters=["pub-bjyt"])
     assert [c.cluster for c in result.clusters] == ["pub-bjyt"]
     assert writes(cloud) == ["template 1343170", "publish 1343170 to pub-bjyt"]
-
-
-@pytest.mark.parametrize("template_id", [1342977, "1342977"])
-async def test_the_template_asked_for_is_released(cloud: Cloud, template_id: int | str) -> None:
-    result = await release(template_id=template_id)
-    assert result.base_template_id == 1342977
-    assert result.images != {"qapm-home": IMAGE}
-
-
-async def test_empty_text_releases_the_newest_template(cloud: Cloud) -> None:
-    assert (await release(template_id="")).base_template_id == 1343169
 
 
 def app(**deployment: Any) -> dict[str, Any]:
@@ -149,35 +155,31 @@ def app(**deployment: Any) -> dict[str, Any]:
     return {"apps": [{"id": 1, "name": "shop", "deployments": [spec]}]}
 
 
-WEB = {"app_id": 1, "deployment": "web"}
+WEB: dict[str, Any] = {"app_id": 1, "deployment": "web"}
 
 
 @pytest.mark.parametrize("sort_templates", [True, False])
-async def test_the_newest_template_stands_on_any_page(make_cloud: Any, sort_templates: bool) -> None:
+async def test_the_template_is_the_one_asked_for_or_the_newest_on_whatever_page(
+    make_cloud: Any, sort_templates: bool
+) -> None:
     templates = [{"id": number, "image": f"r/web:{number}"} for number in range(1, 251)]
     make_cloud(sort_templates=sort_templates, **app(templates=templates))
-    assert (await release(**WEB)).base_template_id == 250
-    assert (await release(**WEB, template_id="7")).images == {"web": "r/web:7"}
+    for asked, found in ((None, 250), ("", 250), (7, 7), ("7", 7)):
+        assert (await read(**WEB, template_id=asked)).id == found
 
 
-async def test_images_replace_those_of_the_containers_named(make_cloud: Any) -> None:
-    cloud = make_cloud(**app(templates=[{"id": 10, "images": {"web": "r/web:1", "log": "r/log:1"}}]))
-    result = await release(**WEB, images={"web": "r/web:2"})
+async def test_the_template_and_the_images_asked_for_are_released(make_cloud: Any) -> None:
+    images = {"web": "r/web:1", "log": "r/log:1"}
+    cloud = make_cloud(**app(templates=[{"id": 10, "images": images}, {"id": 11, "image": "r/web:3"}]))
+    result = await release(**WEB, template_id="10", images={"web": "r/web:2"})
+    assert result.base_template_id == 10
     assert result.images == {"web": "r/web:2", "log": "r/log:1"}
     sent = json.loads(next(seen["body"] for seen in cloud.requests if seen["call"] == "upgrade"))
-    assert sent["images"] == result.images
+    assert (sent["templateId"], sent["images"]) == (10, result.images)
 
 
-async def test_a_cloud_without_the_optional_fields_gives_weak_evidence(make_cloud: Any) -> None:
-    cloud = make_cloud(optional_fields=False)
-    result = await release(deployment="qapm-api")
-    assert (result.outcome, result.evidence) == (Outcome.RELEASED, "weak")
-    assert all(truth["rolled_out"] for truth in cloud.truth("qapm-api"))
-
-
-@pytest.mark.parametrize("optional_fields", [True, False])
-async def test_a_release_that_changes_nothing_is_released(make_cloud: Any, optional_fields: bool) -> None:
-    cloud = make_cloud(optional_fields=optional_fields, **app(online={"c1": 10}))
+async def test_a_release_that_changes_nothing_is_released(make_cloud: Any) -> None:
+    cloud = make_cloud(optional_fields=False, **app(online={"c1": 10}))
     assert (await release(**WEB)).outcome is Outcome.RELEASED
     assert writes(cloud) == ["template 11", "publish 11 to c1"]
 
@@ -192,16 +194,10 @@ async def test_zero_replicas_are_released_when_no_pod_is_left(make_cloud: Any) -
 
 BAD: dict[str, tuple[dict[str, Any], type[RolloutError], str]] = {
     "unknown app": ({"app_id": 99}, AppNotFoundError, "'99'"),
-    "app id with a slash": ({"app_id": "a/b"}, RejectedError, "cloud refused app"),
     "app id that climbs": ({"app_id": "../.."}, RejectedError, "cloud refused app"),
-    "app id that is encoded": ({"app_id": "%2e"}, RejectedError, "cloud refused app"),
-    "app id with a query": ({"app_id": "3290?x=1"}, RejectedError, "cloud refused app"),
-    "app id that is an emoji": ({"app_id": "🚀"}, RejectedError, "cloud refused app"),
-    "app id of 10,000 characters": ({"app_id": "x" * 10_000}, InputError, "253"),
     "unknown deployment": ({"deployment": "qapm-hom"}, DeploymentNotFoundError, "qapm-home"),
     "deployment with a slash": ({"deployment": "a/b"}, DeploymentNotFoundError, "a/b"),
     "unknown template": ({"template_id": 99}, TemplateNotFoundError, "'99'"),
-    "template id with blanks": ({"template_id": " 1343169"}, InputError, "template_id"),
     "template id with a zero in front": ({"template_id": "01343169"}, TemplateNotFoundError, "01343169"),
     "template of another deployment": ({"template_id": 1343161}, ForeignTemplateError, "1343161"),
     "unknown cluster": ({"clusters": ["pub-nowhere"]}, ClusterNotFoundError, "pub-bjwdt"),
@@ -213,12 +209,32 @@ BAD: dict[str, tuple[dict[str, Any], type[RolloutError], str]] = {
 
 
 @pytest.mark.parametrize(("parameters", "kind", "says"), BAD.values(), ids=BAD)
-async def test_bad_input_ends_before_anything_is_written(
+async def test_what_is_not_there_is_named(
     cloud: Cloud, parameters: dict[str, Any], kind: type[RolloutError], says: str
 ) -> None:
+    with pytest.raises(kind) as caught:
+        await read(**parameters)
+    assert says in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    ("name", "step"),
+    [
+        ("unknown deployment", "check deployment"),
+        ("unknown cluster", "parse metadata"),
+        ("template of another deployment", "get template"),
+        ("unknown container", "build image list"),
+    ],
+)
+async def test_a_step_that_finds_something_missing_ends_the_release_before_anything_is_written(
+    cloud: Cloud, name: str, step: str
+) -> None:
+    parameters, kind, _ = BAD[name]
     error = await failure(kind, **parameters)
-    assert says in str(error)
-    assert len(str(error)) < 1000
+    assert error.step == step
+    assert error.result is not None
+    assert error.result.outcome is Outcome.FAILED
     assert cloud.record == []
 
 
@@ -255,42 +271,29 @@ DEPLOYMENTS: dict[str, tuple[dict[str, Any], type[RolloutError]]] = {
 
 
 @pytest.mark.parametrize(("deployment", "kind"), DEPLOYMENTS.values(), ids=DEPLOYMENTS)
-async def test_a_deployment_that_cannot_be_released_ends_before_anything_is_written(
+async def test_a_deployment_that_cannot_be_released_is_refused(
     make_cloud: Any, deployment: dict[str, Any], kind: type[RolloutError]
 ) -> None:
-    cloud = make_cloud(**app(**deployment))
-    error = await failure(kind, **WEB)
-    assert len(str(error)) < 1000
-    assert cloud.record == []
+    make_cloud(**app(**deployment))
+    with pytest.raises(kind) as caught:
+        await read(**WEB)
+    assert len(str(caught.value)) < 1000
 
 
 async def test_metadata_of_50_mb_is_refused_without_being_held(make_cloud: Any) -> None:
-    cloud = make_cloud(**app(metaData="x" * 50_000_000))
-    error = await failure(RolloutError, **WEB)
-    assert "longer than 32 MiB" in str(error)
-    assert cloud.record == []
+    make_cloud(**app(metaData="x" * 50_000_000))
+    with pytest.raises(RolloutError, match="longer than 32 MiB"):
+        await read(**WEB)
 
 
-@pytest.mark.parametrize(
-    ("variable", "value"), [("K8S_SECRET_KEY", "wrong-secret-7"), ("K8S_KEY_ID", "unknown-key")]
-)
 async def test_a_wrong_key_is_refused_once_and_not_shown(
-    cloud: Cloud, monkeypatch: pytest.MonkeyPatch, variable: str, value: str
+    cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("K8S_SECRET_KEY", "wrong-secret-7")
     error = await failure(AuthenticationError)
     assert len(cloud.requests) == 1
     assert cloud.record == []
     assert "wrong-secret-7" not in str(error)
-    assert error.result is not None
-    assert error.result.outcome is Outcome.FAILED
-
-
-async def test_a_skewed_clock_is_named(cloud: Cloud) -> None:
-    cloud.faults({"kind": "status", "status": 401, "sub_code": 401004, "message": "时钟偏差"})
-    error = await failure(AuthenticationError)
-    assert "clock" in str(error)
-    assert "时钟偏差" in str(error)
 
 
 # ---- faults on the wire, beyond what test_every_fault walks --------------------------------------
@@ -315,11 +318,9 @@ async def test_a_platform_that_asks_to_wait_too_long_ends_the_step(cloud: Cloud)
 # ---- started, and not ended well ----------------------------------------------------------------
 
 SHORT = {"poll_seconds": 0.05, "poll_attempts": 20}
-NEVER_GREEN = ["bad-image", "crash-loop", "never-ready", "no-pods"]
 
 
-@pytest.mark.parametrize("optional_fields", [True, False])
-@pytest.mark.parametrize("deployment", NEVER_GREEN)
+@pytest.mark.parametrize(("deployment", "optional_fields"), [("crash-loop", False), ("no-pods", True)])
 async def test_pods_that_do_not_get_ready_time_the_release_out(
     make_cloud: Any, deployment: str, optional_fields: bool
 ) -> None:
@@ -334,7 +335,7 @@ async def test_pods_that_do_not_get_ready_time_the_release_out(
     assert len(polls) <= 3 + SHORT["poll_attempts"]  # two looks at what stood before, one at what is live
 
 
-async def test_a_time_out_names_the_pods_that_wait(cloud: Cloud) -> None:
+async def test_a_time_out_names_the_pods_that_wait_and_leaves_a_report_that_says_why(cloud: Cloud) -> None:
     error = await failure(ReleaseTimedOutError, deployment="bad-image", **SHORT)
     waiting = error.data["not_ready"]["pub-bjwdt"]
     pending = [pod["pod"] for pod in waiting if pod["state"] == "Pending"]
@@ -342,6 +343,22 @@ async def test_a_time_out_names_the_pods_that_wait(cloud: Cloud) -> None:
     assert f"{pending[0]}: ErrImagePull" in str(error)
     assert error.diagnosis.category is Category.IMAGE_PULL_ERROR
     assert error.diagnosis.pod in pending
+    assert error.result is not None
+    run_id = UUID(error.result.release_id)
+    async with get_client() as client:
+        run = await client.read_flow_run(run_id)
+        (artifact,) = [
+            artifact
+            for artifact in await client.read_artifacts(
+                artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
+            )
+            if artifact.type == "markdown"
+        ]
+    assert run.state is not None
+    assert run.state.is_failed()
+    assert "wait for pods" in (run.state.message or "")
+    assert "❌ bad-image timed out" in str(artifact.data)
+    assert "What to do" in str(artifact.data)
 
 
 async def test_a_refused_quota_is_a_failure_with_the_clouds_words(cloud: Cloud) -> None:
@@ -363,26 +380,6 @@ async def test_a_cluster_that_is_down_leaves_the_others_story_told(cloud: Cloud)
     assert len(cloud.record) == 2
 
 
-async def test_a_failed_run_has_a_report_that_says_why(cloud: Cloud) -> None:
-    error = await failure(ReleaseTimedOutError, deployment="bad-image", **SHORT)
-    assert error.result is not None
-    run_id = UUID(error.result.release_id)
-    async with get_client() as client:
-        run = await client.read_flow_run(run_id)
-        (artifact,) = [
-            artifact
-            for artifact in await client.read_artifacts(
-                artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run_id]))
-            )
-            if artifact.type == "markdown"
-        ]
-    assert run.state is not None
-    assert run.state.is_failed()
-    assert "wait for pods" in (run.state.message or "")
-    assert "❌ bad-image timed out" in str(artifact.data)
-    assert "What to do" in str(artifact.data)
-
-
 async def test_polls_that_fail_are_tried_again_at_the_next_tick(cloud: Cloud) -> None:
     cloud.faults({"call": "status", "kind": "status", "status": 502, "html": True, "nth": [3, 4, 6]})
     assert (await release()).outcome is Outcome.RELEASED
@@ -396,13 +393,6 @@ async def test_a_cloud_that_says_nothing_any_more_is_a_time_out_that_says_so(clo
 
 
 # ---- again --------------------------------------------------------------------------------------
-
-
-async def test_a_second_release_of_the_same_thing_is_a_release_of_its_own(cloud: Cloud) -> None:
-    await release()
-    second = await release()
-    assert second.clusters[0].template_before == 1343170
-    assert second.template_id == 1343171
 
 
 async def test_a_failed_run_that_is_retried_goes_on_where_it_stopped(cloud: Cloud) -> None:
@@ -432,15 +422,8 @@ async def test_a_failed_run_that_is_retried_goes_on_where_it_stopped(cloud: Clou
     assert set(again[4:]) == {"online", "status"}  # is what was published still online? then the polls
 
 
-@pytest.mark.parametrize(
-    "parameters",
-    [{"poll_seconds": 0}, {"app_id": []}, {"app_id": True}, {"images": ["x"]}, {"poll_attempts": "x"}],
-)
-async def test_a_parameter_of_the_wrong_kind_is_an_error_of_ours(
-    cloud: Cloud, parameters: dict[str, Any]
-) -> None:
-    (field,) = parameters
-    assert field in str(await failure(InputError, **parameters))
+async def test_a_parameter_of_the_wrong_kind_is_refused_before_anything_is_asked(cloud: Cloud) -> None:
+    await failure(InputError, images=["x"])
     assert cloud.requests == []
 
 
@@ -475,6 +458,6 @@ async def test_a_block_that_cannot_be_used_is_an_error_of_ours(cloud: Cloud) -> 
             document.id,
             BlockDocumentUpdate(data={"api_url": "ftp://x", "key_id": "k"}, merge_existing_data=False),
         )
-    error = await failure(ConfigurationError, target="container-cloud/spoilt")
-    assert "spoilt" in str(error)
-    assert "s3cret" not in str(error)
+    with pytest.raises(ConfigurationError, match="spoilt") as caught:
+        await read(target="container-cloud/spoilt")
+    assert "s3cret" not in str(caught.value)

@@ -1,8 +1,7 @@
 """`prefect.yaml`, as an operator applies it: deploy, a process worker, a run from the API."""
 
-import asyncio
-import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,6 +11,7 @@ import httpx
 import pytest
 import yaml
 from prefect import flow, get_client
+from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
 from prefect.client.schemas.objects import StateType
 from prefect.deployments import arun_deployment
@@ -45,12 +45,20 @@ def test_every_key_is_one_that_prefect_knows() -> None:
         assert deployment["pull"] == []
 
 
-async def test_the_deployment_is_applied_and_a_worker_releases_with_it(
-    cloud: Cloud, prefect_api: str, tmp_path: Path
-) -> None:
-    prefect(prefect_api, "work-pool", "create", "rollout", "--type", "process", "--overwrite")
-    prefect(prefect_api, "--no-prompt", "deploy", "--all")
+# Of a cloud whose pods become ready when the test says so.
+SLOWEST = 0.01
 
+
+@pytest.fixture(scope="module")
+def applied(prefect_server: str) -> None:
+    """Apply prefect.yaml to the server, as an operator does."""
+    made = httpx.post(f"{prefect_server}/work_pools/", json={"name": "rollout", "type": "process"})
+    assert made.status_code in {httpx.codes.CREATED, httpx.codes.CONFLICT}, made.text
+    prefect(prefect_server, "--no-prompt", "deploy", "--all")
+
+
+@pytest.mark.usefixtures("applied")
+async def test_the_deployment_is_applied(prefect_api: str) -> None:
     async with get_client() as client:
         deployment = await client.read_deployment_by_name("deploy-latest-image/deploy-latest-image")
     assert deployment.pull_steps == []
@@ -60,71 +68,73 @@ async def test_the_deployment_is_applied_and_a_worker_releases_with_it(
     properties = (deployment.parameter_openapi_schema or {})["properties"]
     assert [name for name, field in properties.items() if not field["description"].endswith(".")] == []
 
-    process = worker(prefect_api, tmp_path, cloud.environment)
-    try:
-        run = await arun_deployment(
-            "deploy-latest-image/deploy-latest-image",
-            parameters={"app_id": 3290, "deployment": "qapm-home", "poll_seconds": 0.2},
-            timeout=120,
-            poll_interval=0.5,
-        )
-    finally:
-        process.terminate()
-        process.wait(30)
-    assert run.state is not None
-    assert run.state.is_completed(), run.state.message
-    result = await run.state.aresult()
-    assert isinstance(result, ReleaseResult)
-    assert (result.outcome, result.template_id) == ("released", 1343170)
-    assert len(cloud.record) == 2
 
-
+@pytest.mark.usefixtures("applied")
 @pytest.mark.parametrize(("runner", "name"), [(worker, "deploy-latest-image"), (served, "served")])
-async def test_a_release_that_is_cancelled_in_the_ui_stops_before_its_next_write(
+async def test_a_release_that_is_cancelled_in_the_ui_stops_before_its_next_write_and_the_next_one_is_done(
     make_cloud: Any, prefect_api: str, tmp_path: Path, runner: Any, name: str
 ) -> None:
-    cloud = make_cloud(speed=1)
-    if runner is worker:
-        prefect(prefect_api, "work-pool", "create", "rollout", "--type", "process", "--overwrite")
-        prefect(prefect_api, "--no-prompt", "deploy", "--all")
+    cloud = make_cloud(SLOWEST)
     parameters: dict[str, Any] = {
         "app_id": 3290,
         "deployment": "qapm-api",
         "poll_seconds": 0.2,
         "poll_attempts": 1000,
-        "order": "one-by-one",
     }
     process = runner(prefect_api, tmp_path, cloud.environment)
     try:
         async with get_client() as client:
+
+            async def started(**more: Any) -> UUID:
+                asked = {**parameters, **more}
+                return (await arun_deployment(f"deploy-latest-image/{name}", parameters=asked, timeout=0)).id
+
             await eventually(lambda: _deployed(client, f"deploy-latest-image/{name}"))
-            run = await arun_deployment(f"deploy-latest-image/{name}", parameters=parameters, timeout=0)
-            await eventually(lambda: _published(cloud))
+            cancelled = await started(order="one-by-one")
+            await eventually(lambda: _published(cloud), 120)
             # What the UI's Cancel and `prefect flow-run cancel` do.
-            await client.set_flow_run_state(run.id, Cancelling())
-            await eventually(lambda: _ended(client, run.id))
-            ended = await client.read_flow_run(run.id)
-            assert ended.state is not None
-            assert ended.state.is_cancelled(), ended.state
+            await client.set_flow_run_state(cancelled, Cancelling())
+            await eventually(lambda: _ended(client, cancelled))
+            # The lock is free at once, and the old run writes nothing more.
+            released = await started(lock_wait_seconds=0)
+            await eventually(lambda: _published(cloud, 3), 120)
+            cloud.inside.advance(60)
+            await eventually(lambda: _ended(client, released))
+
+            first = (await client.read_flow_run(cancelled)).state
+            assert first is not None
+            assert first.is_cancelled(), first
             artifacts = await client.read_artifacts(
-                artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
+                artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[cancelled]))
             )
-        (report,) = [str(artifact.data) for artifact in artifacts if artifact.type == "markdown"]
-        assert "qapm-api was cancelled" in report
-        assert "1343170," in report  # what pub-bjwdt has online now
-        assert [entry["cluster"] for entry in cloud.record] == [None, "pub-bjwdt"]
-        # The lock is free at once, and the old run writes nothing more.
-        result = await deploy_latest_image(**{**parameters, "order": "together"}, lock_wait_seconds=0)
-        assert result.outcome == "released"
-        assert [entry["template"] for entry in cloud.record[2:]] == [1343171] * 3
+            (report,) = [str(artifact.data) for artifact in artifacts if artifact.type == "markdown"]
+            assert "qapm-api was cancelled" in report
+            assert "1343170," in report  # what pub-bjwdt had online by then
+            second = (await client.read_flow_run(released)).state
+            assert second is not None
+            assert second.is_completed(), second.message
+            result = await second.aresult()
     finally:
         process.terminate()
-        process.wait(60)
+        process.wait(180)
+    assert isinstance(result, ReleaseResult)
+    assert (result.outcome, result.template_id) == ("released", 1343171)
+    assert [(entry["template"], entry["cluster"]) for entry in cloud.record] == [
+        (1343170, None),
+        (1343170, "pub-bjwdt"),
+        (1343171, None),
+        (1343171, "pub-bjwdt"),
+        (1343171, "pub-bjyt"),
+    ]
 
 
-async def warm_pool(server: str) -> list[str]:
-    """A pool of the type `rollout`, and deployments for it of a flow of ours and of another one."""
-    prefect(server, "--no-prompt", "work-pool", "create", "warm", "--type", "rollout", "--overwrite")
+async def warm_pool() -> list[str]:
+    """Make a pool of the type `rollout`, and deployments for it of a flow of ours and of another one."""
+    async with get_client() as client:
+        pool = WorkPoolCreate(
+            name="warm", type="rollout", base_job_template=RolloutWorker.get_default_base_job_template()
+        )
+        await client.create_work_pool(pool, overwrite=True)
     names = []
     for each in (deploy_latest_image, somebody_elses):
         deployment = await each.ato_deployment(
@@ -135,37 +145,14 @@ async def warm_pool(server: str) -> list[str]:
     return names
 
 
-async def test_a_worker_of_our_own_type_runs_releases_in_its_process_and_nothing_else(
-    cloud: Cloud, prefect_api: str, tmp_path: Path
-) -> None:
-    names = await warm_pool(prefect_api)
-    process = worker(prefect_api, tmp_path, cloud.environment, pool="warm")
-    try:
-        asked = {"app_id": 3290, "deployment": "qapm-home", "poll_seconds": 0.2}
-        released = await arun_deployment(names[0], parameters=asked, timeout=120, poll_interval=0.2)
-        other = await arun_deployment(names[1], timeout=60, poll_interval=0.2)
-    finally:
-        process.kill()
-        process.wait(30)
-    assert released.state is not None
-    assert released.state.is_completed(), released.state
-    assert len(cloud.record) == 2
-    assert str(released.infrastructure_pid).endswith(f" {process.pid}")
-    assert released.labels["rollout.process"] == released.infrastructure_pid
-    assert other.state is not None
-    assert other.state.is_crashed()
-    assert "Only deploy-latest-image, " in str(other.state.message)
-    assert "not somebody-elses" in str(other.state.message)
-
-
-async def test_a_worker_of_our_own_type_that_is_told_to_end_leaves_its_release_to_the_next_one(
+async def test_a_worker_of_our_own_type_runs_nothing_but_releases_and_leaves_them_to_the_next_one(
     make_cloud: Any, prefect_api: str, tmp_path: Path
 ) -> None:
-    cloud = make_cloud(speed=1)
-    name, _ = await warm_pool(prefect_api)
+    cloud = make_cloud(SLOWEST)
+    ours, others = await warm_pool()
     asked = {"app_id": 3290, "deployment": "qapm-home", "poll_seconds": 0.2, "poll_attempts": 1000}
     first = worker(prefect_api, tmp_path, cloud.environment, pool="warm")
-    run = await arun_deployment(name, parameters=asked, timeout=0)
+    run = await arun_deployment(ours, parameters=asked, timeout=0)
     try:
         await eventually(lambda: _published(cloud))
     finally:
@@ -177,7 +164,7 @@ async def test_a_worker_of_our_own_type_that_is_told_to_end_leaves_its_release_t
         # Not for lack of heartbeats, which would take a minute and a half.
         assert state.is_crashed(), state
         assert "No sign of life" not in str(state.message)
-        assert first.wait(60) is not None
+        assert first.wait(180) is not None
         artifacts = await client.read_artifacts(
             artifact_filter=ArtifactFilter(flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]))
         )
@@ -185,20 +172,40 @@ async def test_a_worker_of_our_own_type_that_is_told_to_end_leaves_its_release_t
         assert ["1343170" in str(artifact.data) for artifact in artifacts if artifact.type == "markdown"] == [
             True
         ]
+        cloud.inside.advance(60)
         await client.set_flow_run_state(run.id, AwaitingRetry(), force=True)
         second = worker(prefect_api, tmp_path, cloud.environment, pool="warm")
         try:
             await eventually(lambda: _released(client, run.id))
+            other = await arun_deployment(others, timeout=60, poll_interval=0.2)
         finally:
             second.kill()
             second.wait(30)
+        run = await client.read_flow_run(run.id)
     assert [entry["kind"] for entry in cloud.record] == ["template", "publish"]
+    # In the worker's own process:
+    assert str(run.infrastructure_pid).endswith(f" {second.pid}")
+    assert run.labels["rollout.process"] == run.infrastructure_pid
+    assert other.state is not None
+    assert other.state.is_crashed()
+    assert "Only deploy-latest-image, " in str(other.state.message)
+    assert "not somebody-elses" in str(other.state.message)
+
+
+class Since:
+    """A time span back to a given moment, whichever moment it is subtracted from."""
+
+    def __init__(self, moment: datetime) -> None:
+        self.moment = moment
+
+    def __rsub__(self, _: datetime) -> datetime:
+        return self.moment
 
 
 async def test_what_a_killed_worker_had_taken_and_not_begun_is_found_by_another(
     prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    name, _ = await warm_pool(prefect_api)
+    name, _ = await warm_pool()
     async with get_client() as client:
         await reaper.ensure(client)
         deployment = await client.read_deployment_by_name(name)
@@ -208,20 +215,19 @@ async def test_what_a_killed_worker_had_taken_and_not_begun_is_found_by_another(
             for _ in range(2)
         ]
         moment = datetime.now(UTC)
-        await asyncio.sleep(3)
+        # As if that had been long ago.
+        monkeypatch.setattr(reaper, "_BUFFER", Since(moment))
+        mine, others = (reaper.Lookout(client, pool) for pool in ("warm", "another"))
         async with _heard(client, waits.id):  # by the worker that has taken it
-            mine, others = (reaper.Lookout(client, pool) for pool in ("warm", "another"))
-
-            async def found() -> bool:
-                # As if that had been long ago, and the heartbeats as many.
-                monkeypatch.setattr(reaper, "_BUFFER", datetime.now(UTC) - moment - timedelta(seconds=90))
-                assert await others.look(spared=()) == []
-                killed = await mine.look(spared=())
-                if not killed:
-                    await asyncio.sleep(7)  # the server records events every five seconds
-                return [run.id for run in killed] == [taken.id]
-
-            await eventually(found)
+            for lookout in (mine, others):
+                assert await lookout.look(spared=()) == []
+            await eventually(partial(reaper._heard, client, f"prefect.flow-run.{waits.id}", moment))
+            for lookout in (mine, others):
+                assert lookout._left
+                await eventually(partial(reaper._heard, client, lookout._resource, lookout._left))
+            assert await others.look(spared=()) == []
+            killed = {run.id for run in await mine.look(spared=())}
+        assert killed & {taken.id, waits.id} == {taken.id}
         assert (await client.read_flow_run(waits.id)).state_type is StateType.PENDING
         for run in (taken, waits):
             await client.delete_flow_run(run.id)
@@ -230,7 +236,7 @@ async def test_what_a_killed_worker_had_taken_and_not_begun_is_found_by_another(
 async def test_a_worker_of_our_own_type_outlives_a_look_for_killed_releases_that_fails(
     prefect_api: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    await warm_pool(prefect_api)
+    await warm_pool()
     api = urlsplit(prefect_api)
     spoilt = tapped(
         f"http://{api.netloc}", lambda path, body: b'{"x": 1}' if path.endswith("/events/filter") else body
@@ -243,8 +249,8 @@ async def test_a_worker_of_our_own_type_outlives_a_look_for_killed_releases_that
     assert "Could not look for releases that were killed" in caplog.text
 
 
-async def _published(cloud: Cloud) -> bool:
-    return any(entry["kind"] == "publish" for entry in cloud.record)
+async def _published(cloud: Cloud, times: int = 1) -> bool:
+    return [entry["kind"] for entry in cloud.record].count("publish") == times
 
 
 async def _released(client: Any, run_id: UUID) -> bool:
@@ -265,13 +271,10 @@ async def _deployed(client: Any, name: str) -> bool:
     return True
 
 
+@pytest.mark.usefixtures("applied")
 def test_the_server_takes_only_parameters_that_fit(prefect_server: str) -> None:
     with httpx.Client(base_url=prefect_server, timeout=30) as api:
-        until = time.monotonic() + 30
-        while not (found := api.get("/deployments/name/deploy-latest-image/deploy-latest-image")).is_success:
-            prefect(prefect_server, "work-pool", "create", "rollout", "--type", "process", "--overwrite")
-            prefect(prefect_server, "--no-prompt", "deploy", "--all")
-            assert time.monotonic() < until
+        found = api.get("/deployments/name/deploy-latest-image/deploy-latest-image")
         refused = api.post(
             f"/deployments/{found.json()['id']}/create_flow_run",
             json={"parameters": {"app_id": 3290, "deployment": "x", "poll_seconds": 0}},

@@ -1,5 +1,6 @@
 import inspect
 import pickle
+import re
 
 import pytest
 
@@ -20,24 +21,34 @@ from prefect_rollout.verdict import Expected, Look, judge
 TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, RolloutError)]
 
 
-@pytest.mark.parametrize("kind", TREE)
-def test_every_error_says_what_to_do_next(kind: type[RolloutError]) -> None:
-    assert kind.advice.endswith(".")
-    assert str(kind("something is wrong")).endswith(kind.advice)
+def test_the_tree_is_as_drawn() -> None:
+    drawn: dict[str, str] = {}
+    path = ["Exception"]
+    for indent, name in re.findall(r"^([│├└─ ]*)(\w+Error)\b", errors.__doc__ or "", re.MULTILINE):
+        path[len(indent) // 4 + 1 :] = [name]
+        drawn[name] = path[-2]
+    assert drawn == {kind.__name__: kind.__base__ and kind.__base__.__name__ for kind in TREE}
 
 
-@pytest.mark.parametrize("kind", TREE)
-def test_every_error_stands_in_the_tree_that_is_drawn(kind: type[RolloutError]) -> None:
-    assert kind.__name__ in (errors.__doc__ or "")
+def test_every_error_says_what_to_do_next_in_its_sentence_and_its_diagnosis() -> None:
+    for kind in TREE:
+        error = kind("something is wrong", cluster="pub-bjwdt")
+        told = error.to_dict()["diagnosis"]
+        assert kind.advice.endswith("."), kind
+        assert str(error).endswith(kind.advice), kind
+        assert (told["summary"], told["cluster"]) == ("something is wrong", "pub-bjwdt"), kind
+        assert (told["category"], told["resolution"]) == (kind.category, kind.advice), kind
 
 
-@pytest.mark.parametrize("kind", TREE)
-def test_an_error_survives_the_way_to_another_process(kind: type[RolloutError]) -> None:
-    error = kind("x", retryable=True, retry_after=3, status=503, request_id="r-1", cluster=None)
-    error.step = "publish deployment"
-    back = pickle.loads(pickle.dumps(error))
-    assert str(back) == str(error)
-    assert (back.data, back.retryable, back.retry_after) == ({"status": 503, "request_id": "r-1"}, True, 3)
+def test_every_error_survives_the_way_to_another_process() -> None:
+    for kind in TREE:
+        error = kind("x", retryable=True, retry_after=3, status=503, request_id="r-1", cluster=None)
+        error.step = "publish deployment"
+        back = pickle.loads(pickle.dumps(error))
+        assert type(back) is kind
+        assert str(back) == str(error)
+        told = (back.data, back.retryable, back.retry_after)
+        assert told == ({"status": 503, "request_id": "r-1"}, True, 3), kind
 
 
 def test_an_error_names_step_problem_circumstances_and_advice() -> None:
@@ -60,14 +71,6 @@ def test_near_names_are_listed_and_kept() -> None:
     assert str(error) == "there is no deployment 'qapm-hom' in app 3290. There are: qapm-home, qapm-api."
     assert error.data["known"] == ["qapm-home", "qapm-api"]
     assert "There is: web." in str(ContainerNotFoundError.named("wob", ["web"]))
-
-
-@pytest.mark.parametrize("kind", TREE)
-def test_every_error_carries_a_diagnosis(kind: type[RolloutError]) -> None:
-    told = kind("something is wrong", cluster="pub-bjwdt").to_dict()["diagnosis"]
-    assert told["category"] == kind.category
-    assert (told["summary"], told["cluster"]) == ("something is wrong", "pub-bjwdt")
-    assert told["resolution"] == kind.advice
 
 
 @pytest.mark.parametrize("kind", [ReleaseFailedError, ReleaseTimedOutError])

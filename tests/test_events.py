@@ -363,11 +363,14 @@ async def test_the_events_of_the_command_arrive(cloud: Cloud, prefect_api: str, 
     assert {tag for each in tasks for tag in each.tags} == set()
 
 
-async def test_the_events_of_a_process_that_runs_one_run_arrive(cloud: Cloud, prefect_api: str) -> None:
+async def test_the_events_of_a_process_that_runs_one_run_arrive(
+    cloud: Cloud, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", prefect_api)
     async with get_client() as client:
         run = await client.create_flow_run(deploy_latest_image, parameters=HOME)
     with Zygote() as zygote:
-        zygote.start(run.id, {**cloud.environment, "PREFECT_API_URL": prefect_api})
+        zygote.start(run.id, cloud.environment)
         found = await events_of(run.id, "released")
     assert names(found) == ["started", "published", "released"]
 
@@ -471,7 +474,7 @@ async def test_a_failed_release_notifies_and_one_that_succeeded_does_not(
         "Clusters: east",
         f"What happened: {result.error['message']}",
         f"What to do: {result.error['advice']}",
-        f"Live now: {result.error['live']}",
+        f"Live at the end: {result.error['live']}",
         "Reason of the release: 周五",
         "Asked for by: zhang, through python",
         f"Flow run: {result.links['Flow run']}",
@@ -480,12 +483,11 @@ async def test_a_failed_release_notifies_and_one_that_succeeded_does_not(
 
 
 async def test_a_release_that_succeeded_and_one_that_was_killed_notify(
-    make_cloud: Any, prefect_api: str, tmp_path: Path, receiver: Receiver, hook: str
+    make_cloud: Any, receiver: Receiver, hook: str
 ) -> None:
     make_cloud(apps=shop(7702))
-    files = [AUTOMATIONS / "released.yaml", AUTOMATIONS / "killed.yaml"]
-    applied = await notify(prefect_api, tmp_path, *files, "--block", hook)
-    assert applied.returncode == 0, applied.stderr
+    async with get_client() as client:
+        await automations.apply(client, [AUTOMATIONS / "released.yaml", AUTOMATIONS / "killed.yaml"], hook)
     result = await deploy_latest_image(app_id=7702, deployment="good", poll_seconds=0.1)
     message = await receiver.message("7702")
     assert message["subject"] == "good: deploy succeeded"
@@ -508,20 +510,16 @@ async def test_a_release_that_succeeded_and_one_that_was_killed_notify(
     assert message["body"].rstrip().endswith(str(run.id))
 
 
-async def test_applying_twice_renews_and_leaves_off_what_was_switched_off(
-    prefect_api: str, tmp_path: Path, hook: str
-) -> None:
+async def test_applying_twice_renews_and_leaves_off_what_was_switched_off(tmp_path: Path, hook: str) -> None:
     copy = tmp_path / "mine.yaml"
     text = (AUTOMATIONS / "released.yaml").read_text(encoding="utf-8")
     copy.write_text(text.replace("releases that succeeded", "mine"), encoding="utf-8")
-    assert (await notify(prefect_api, tmp_path, copy, "--block", hook)).returncode == 0
     async with get_client() as client:
+        assert await automations.apply(client, [copy], hook) == [("prefect-rollout: mine", True)]
         (first,) = await client.read_automations_by_name("prefect-rollout: mine")
         await client.pause_automation(first.id)
-    copy.write_text(copy.read_text(encoding="utf-8").replace('succeeded"', 'is out"'), encoding="utf-8")
-    applied = await notify(prefect_api, tmp_path, copy, "--block", hook)
-    assert "Renewed the automation 'prefect-rollout: mine'" in applied.stderr
-    async with get_client() as client:
+        copy.write_text(copy.read_text(encoding="utf-8").replace('succeeded"', 'is out"'), encoding="utf-8")
+        assert await automations.apply(client, [copy], hook) == [("prefect-rollout: mine", False)]
         (second,) = await client.read_automations_by_name("prefect-rollout: mine")
     assert (second.id, second.enabled) == (first.id, False)
     (action,) = second.actions

@@ -10,7 +10,7 @@ from uuid import UUID
 import prefect.runtime
 import pytest
 from prefect import get_client
-from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
+from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate, GlobalConcurrencyLimitUpdate
 from prefect.client.schemas.filters import (
     ArtifactFilter,
     ArtifactFilterFlowRunId,
@@ -48,7 +48,14 @@ from support import Cloud
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 FAST: dict[str, Any] = {"app_id": 3290, "poll_seconds": 0.1, "poll_attempts": 200}
-SLOW: dict[str, Any] = {**FAST, "deployment": "never-ready", "poll_attempts": 1000}
+# It lasts until somebody ends it.
+SLOW: dict[str, Any] = {**FAST, "deployment": "never-ready", "poll_seconds": 0.5, "poll_attempts": 1000}
+
+
+@pytest.fixture(autouse=True)
+def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have guards look at their runs more often than every 3 s."""
+    monkeypatch.setattr(guard, "_TICK_SECONDS", 0.3)
 
 
 async def until(cloud: Cloud, call: str, number: int = 1) -> None:
@@ -152,9 +159,8 @@ async def test_a_crashed_holder_frees_the_lock_at_once_and_cannot_write_any_more
         "poll_attempts": 100,
     }
     zombie = asyncio.create_task(deploy_latest_image(**api))
-    await until(cloud, "upgrade")
     # Given up for dead while it only hangs in its first publish.
-    await asyncio.sleep(0.5)
+    await until(cloud, "publish")
     await set_state((await run_of("qapm-api", "app:3290")).id, Crashed())
     heir = await deploy_latest_image(**api, lock_wait_seconds=20)
     assert heir.outcome is Outcome.RELEASED
@@ -168,8 +174,7 @@ async def test_a_release_that_was_given_up_and_lives_goes_on(make_cloud: Any) ->
     cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 2}])
     api: dict[str, Any] = {**FAST, "deployment": "qapm-api"}
     release = asyncio.create_task(deploy_latest_image(**api))
-    await until(cloud, "upgrade")
-    await asyncio.sleep(0.5)
+    await until(cloud, "publish")
     run = await run_of("qapm-api", "app:3290")
     (action,) = reaper.automation(within_seconds=90).actions
     assert isinstance(action, ChangeFlowRunState)
@@ -207,8 +212,7 @@ async def test_a_zombie_leaves_its_successors_run_alone(make_cloud: Any) -> None
     cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 4}])
     api: dict[str, Any] = {**FAST, "deployment": "qapm-api", "on_failure": "rollback"}
     zombie = asyncio.create_task(deploy_latest_image(**api))
-    await until(cloud, "upgrade")
-    await asyncio.sleep(0.5)
+    await until(cloud, "publish")
     run = await run_of("qapm-api", "app:3290")
     await set_state(run.id, Crashed())
     heir = await again(str(run.id), api)
@@ -226,22 +230,20 @@ async def test_a_zombie_leaves_its_successors_run_alone(make_cloud: Any) -> None
     assert "ROLLBACK" not in await report_of(run.id)
 
 
-@pytest.mark.parametrize("change", [{"limit": 0}, {"limit": 2}, {"active": False}])
-async def test_a_limit_that_does_not_admit_one_at_a_time_is_named(
-    cloud: Cloud, change: dict[str, Any]
-) -> None:
+async def test_a_limit_that_does_not_admit_one_at_a_time_is_named(cloud: Cloud) -> None:
     home: dict[str, Any] = {**FAST, "deployment": "qapm-home"}
-    await deploy_latest_image(**home)
     name = guard.lock_name(cloud.url.partition("//")[2], 3290, "qapm-home", "pub-bjwdt")
+    right = {"limit": 1, "active": True, "active_slots": 0}
     async with get_client() as client:
-        await client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(**change))
-    with pytest.raises(ConfigurationError, match=name):
-        await deploy_latest_image(**home)
-    assert len(cloud.record) == 2
-    async with get_client() as client:
-        await client.update_global_concurrency_limit(
-            name, GlobalConcurrencyLimitUpdate(limit=1, active=True, active_slots=0)
-        )
+        await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
+        for change in ({"limit": 0}, {"limit": 2}, {"active": False}):
+            await client.update_global_concurrency_limit(
+                name, GlobalConcurrencyLimitUpdate(**{**right, **change})
+            )
+            with pytest.raises(ConfigurationError, match=name):
+                await deploy_latest_image(**home)
+        await client.update_global_concurrency_limit(name, GlobalConcurrencyLimitUpdate(**right))
+    assert cloud.record == []
     assert (await deploy_latest_image(**home)).outcome is Outcome.RELEASED
 
 
@@ -249,7 +251,7 @@ async def test_a_lease_is_renewed_by_its_own_length_however_long_the_next_are(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     release = asyncio.create_task(deploy_latest_image(**SLOW))
-    await until(cloud, "status", 4)
+    await until(cloud, "status", 3)
     (holder,) = guard._running
     monkeypatch.setattr(guard, "LEASE_SECONDS", 300.0)  # as where hundreds have joined it since
     assert holder._renew_at <= time.monotonic() + 60 / 4
@@ -266,7 +268,7 @@ async def test_a_lease_is_renewed_by_its_own_length_however_long_the_next_are(
 @pytest.mark.parametrize("state", [Cancelling, Cancelled])
 async def test_a_cancelled_release_stops_and_says_what_is_live(cloud: Cloud, state: Any) -> None:
     release = asyncio.create_task(deploy_latest_image(**SLOW))
-    await until(cloud, "status", 4)
+    await until(cloud, "status", 3)
     run = await run_of("never-ready", "app:3290")
     await set_state(run.id, state())
     failure = await end(release)
@@ -301,8 +303,7 @@ async def test_a_release_cancelled_before_a_write_writes_nothing(make_cloud: Any
 async def test_a_write_that_is_on_its_way_is_heard_out_before_the_end(make_cloud: Any) -> None:
     cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 2}])
     release = asyncio.create_task(deploy_latest_image(**SLOW))
-    await until(cloud, "upgrade")
-    await asyncio.sleep(0.5)  # the publish is being answered
+    await until(cloud, "publish")  # it is being answered
     assert guard.cancel_all("Ctrl-C")
     failure = await end(release)
     assert isinstance(failure, ReleaseCancelledError)
@@ -327,7 +328,7 @@ async def test_a_write_that_was_never_answered_is_told_as_unknown_and_keeps_the_
 
 async def test_ctrl_c_cancels_every_release_of_the_process(cloud: Cloud) -> None:
     release = asyncio.create_task(deploy_latest_image(**SLOW))
-    await until(cloud, "status", 4)
+    await until(cloud, "status", 3)
     assert guard.cancel_all("Ctrl-C")
     assert isinstance(await end(release), ReleaseCancelledError)
     assert not guard.cancel_all("Ctrl-C")

@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -31,9 +31,9 @@ from prefect_rollout.flows.again import FLOWS
 from prefect_rollout.guard import lock_name
 from prefect_rollout.models import ReleaseResult
 from prefect_rollout.progress import Progress, listening
-from prefect_rollout.simulator import Scenario, SimulatorServer
+from prefect_rollout.simulator import Scenario
 from prefect_rollout.simulator.fault import Fault
-from support import BIN, Cloud, Zygote, lives, prefect, record_cell
+from support import BIN, Cloud, Zygote, eventually, lives, record_cell
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -49,14 +49,17 @@ WRITES = ["template 1343170", *(f"publish 1343170 to {cluster}" for cluster in C
 POLLS = 2  # killed at the first ones; those that follow are the same
 AT_ONCE = 3
 SPEED = 50
-TABLE = "kill -9 at every exchange, then a retry of the same flow run"
+TABLE = {
+    False: "kill -9 in each step and after each write, then a retry of the same flow run",
+    True: "kill -9 at every exchange, then a retry of the same flow run",
+}
 
 
 async def until(holds: Callable[[], Any], what: str, seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not holds():
         assert time.monotonic() < end, f"{what}: not within {seconds} s"
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.05)
 
 
 async def ensure() -> None:
@@ -128,87 +131,102 @@ def zygote(prefect_server: str) -> Iterator[Zygote]:
             yield made
 
 
-@asynccontextmanager
-async def serving(scenario: Scenario) -> AsyncIterator[SimulatorServer]:
-    """A cloud whose end does not stop the other releases of the walk."""
-    server = SimulatorServer(scenario, speed=SPEED).__enter__()
-    try:
-        yield server
-    finally:
-        await asyncio.to_thread(server.__exit__, None, None, None)
-
-
 async def killed_and_retried(
-    client: PrefectClient, zygote: Zygote, clean: list[Exchange], killed: Exchange, *, after: bool, keys: bool
+    client: PrefectClient,
+    zygote: Zygote,
+    cloud: Cloud,
+    clean: list[Exchange],
+    killed: Exchange,
+    *,
+    after: bool,
+    keys: bool,
 ) -> None:
+    inside = cloud.inside
     fault = Fault(kind="never", nth=[killed.number], takes_effect=after)
-    async with serving(Scenario(idempotency=keys, faults=[fault])) as server:
-        cloud, inside = Cloud(server), server.cloud
-        run: FlowRun = await client.create_flow_run(deploy_latest_image, parameters=RELEASE, state=Pending())
-        pid = zygote.start(run.id, cloud.environment)
-        await until(lambda: len(inside.requests()) == killed.number or not lives(pid), "the exchange")
-        os.kill(pid, signal.SIGKILL)
-        await until(lambda: not lives(pid), "the process's end")
-        assert [seen.fault for seen in inside.requests()] == [None] * (killed.number - 1) + ["never"]
-        run = await client.read_flow_run(run.id)
-        assert run.state is not None
-        assert run.state.is_running()
-        inside.set_faults([])
+    inside.load(Scenario(idempotency=keys, faults=[fault]))
+    run: FlowRun = await client.create_flow_run(deploy_latest_image, parameters=RELEASE, state=Pending())
+    pid = zygote.start(run.id, cloud.environment)
+    await until(lambda: len(inside.requests()) == killed.number or not lives(pid), "the exchange")
+    os.kill(pid, signal.SIGKILL)
+    await until(lambda: not lives(pid), "the process's end")
+    sent = [(each.call, None) for each in clean if each.number < killed.number]
+    assert [(seen.call, seen.fault) for seen in inside.requests()] == [*sent, (killed.call, "never")]
+    run = await client.read_flow_run(run.id)
+    assert run.state is not None
+    assert run.state.is_running()
+    inside.set_faults([])
 
-        # As the automation ends it, and as `prefect flow-run retry` has a worker take it up.
-        await client.set_flow_run_state(run.id, Crashed())
-        await client.set_flow_run_state(run.id, Scheduled(), force=True)
-        pid = zygote.start(run.id, cloud.environment)
-        await until(lambda: not lives(pid), "the retry's end")
+    # As the automation ends it, and as `prefect flow-run retry` has a worker take it up.
+    await client.set_flow_run_state(run.id, Crashed())
+    await client.set_flow_run_state(run.id, Scheduled(), force=True)
+    pid = zygote.start(run.id, cloud.environment)
+    await until(lambda: not lives(pid), "the retry's end")
 
-        run = await client.read_flow_run(run.id)
-        assert run.state is not None
-        assert run.state.is_completed(), run.state.message
-        result = await run.state.aresult()
-        assert isinstance(result, ReleaseResult)
-        assert result.outcome == "released"
-        assert cloud.writes == WRITES
-        assert all(truth.rolled_out for truth in inside.truth(deployment="qapm-api"))
-        again = [seen.call for seen in inside.requests()][killed.number :]
-        expected = left_to_do(clean, killed, after=after)
-        assert again[: len(expected)] == expected
-        assert set(again[len(expected) :]) == {"status"}
-        for cluster in CLUSTERS:
-            name = lock_name(server.url.partition("//")[2], 3290, "qapm-api", cluster)
-            lock = await client.read_global_concurrency_limit_by_name(name)
-            assert lock.active_slots == 0
+    run = await client.read_flow_run(run.id)
+    assert run.state is not None
+    assert run.state.is_completed(), run.state.message
+    result = await run.state.aresult()
+    assert isinstance(result, ReleaseResult)
+    assert result.outcome == "released"
+    assert cloud.writes == WRITES
+    assert all(truth.rolled_out for truth in inside.truth(deployment="qapm-api"))
+    again = [seen.call for seen in inside.requests()][killed.number :]
+    expected = left_to_do(clean, killed, after=after)
+    assert again[: len(expected)] == expected
+    assert set(again[len(expected) :]) == {"status"}
+    for cluster in CLUSTERS:
+        name = lock_name(cloud.url.partition("//")[2], 3290, "qapm-api", cluster)
+        lock = await client.read_global_concurrency_limit_by_name(name)
+        assert lock.active_slots == 0
 
 
-@pytest.mark.parametrize("keys", [True, False], ids=["keys honoured", "keys ignored"])
+@pytest.mark.xdist_group("kill walk")
+@pytest.mark.parametrize("complete", [False, pytest.param(True, marks=pytest.mark.complete)])
 async def test_a_release_killed_at_any_exchange_goes_on_and_writes_once(
-    make_cloud: Any, zygote: Zygote, keys: bool
+    make_cloud: Any, zygote: Zygote, complete: bool
 ) -> None:
-    clean = await exchanges(make_cloud(SPEED, idempotency=keys))
+    """Kill at the last exchange of each step, and after the effect of each write.
+
+    For the process that goes on, all exchanges of a step without an effect are alike, and the key of a
+    write that took effect is not sent again. The complete walk has all of both.
+    """
+    clouds = [make_cloud(SPEED) for _ in range(AT_ONCE)]
+    clean = await exchanges(clouds[-1])  # whose address stands in the environment
     assert {each.call for each in clean if each.writes} == {"upgrade", "publish"}
-    cells = [(each, False) for each in clean if keys or each.writes]
-    cells += [(each, True) for each in clean if each.writes]
-    for each in clean:
+    ends = {each.step: each for each in clean}.values()
+    cells = [(each, False, True) for each in clean if complete or each in ends]
+    cells += [(each, True, False) for each in ends if each.writes]
+    if complete:
+        cells += [(each, keys, keys) for keys in (True, False) for each in ends if each.writes]
+    table = TABLE[complete]
+    for each, after, keys in cells:
         # In this order, whichever ends first.
-        column = f"before its effect, keys {'honoured' if keys else 'ignored'}"
-        record_cell(TABLE, str(each), column, "not tried")
-    at_once = asyncio.Semaphore(AT_ONCE)
+        record_cell(table, str(each), column(after, keys), "not tried")
+    free = asyncio.Semaphore(len(clouds))
     problems: dict[str, BaseException] = {}
 
-    async def cell(client: PrefectClient, killed: Exchange, after: bool) -> None:
-        async with at_once:
-            column = f"{'after' if after else 'before'} its effect, keys {'honoured' if keys else 'ignored'}"
+    async def cell(client: PrefectClient, killed: Exchange, after: bool, keys: bool) -> None:
+        async with free:
+            cloud = clouds.pop()
             outcome = "released, 1 template, 2 publishes"
             started = time.monotonic()
             try:
-                await killed_and_retried(client, zygote, clean, killed, after=after, keys=keys)
+                await killed_and_retried(client, zygote, cloud, clean, killed, after=after, keys=keys)
             except Exception as error:  # noqa: BLE001 - the others go on, and it is raised at the end
-                problems[f"{killed} {column}"] = error
+                problems[f"{killed} {column(after, keys)}"] = error
                 outcome = f"FAILED: {type(error).__name__}"
-            record_cell(TABLE, str(killed), column, f"{outcome} ({time.monotonic() - started:.1f} s)")
+            finally:
+                clouds.append(cloud)
+            seconds = time.monotonic() - started
+            record_cell(table, str(killed), column(after, keys), f"{outcome} ({seconds:.1f} s)")
 
     async with get_client() as client:
-        await asyncio.gather(*(cell(client, killed, after) for killed, after in cells))
+        await asyncio.gather(*(cell(client, *each) for each in cells))
     assert not problems, "\n\n".join(f"{where}: {error!s}" for where, error in problems.items())
+
+
+def column(after: bool, keys: bool) -> str:
+    return f"{'after' if after else 'before'} its effect, keys {'honoured' if keys else 'ignored'}"
 
 
 # ---- killed runs are found -----------------------------------------------------------------------
@@ -254,47 +272,48 @@ async def happened(client: PrefectClient, event: str, resource: str) -> bool:
 async def test_every_kill_of_a_run_is_found_and_a_good_end_is_left_alone(
     make_cloud: Any, zygote: Zygote
 ) -> None:
-    cloud = make_cloud(SPEED, faults=[{"kind": "never", "call": "publish", "nth": [1, 2]}])
-    environment = {**cloud.environment, "PREFECT_ROLLOUT_HEARTBEAT_SECONDS": "2"}
-    async with get_client() as client:
+    deaf = make_cloud(SPEED, faults=[{"kind": "never", "call": "publish", "nth": [1, 2]}])
+    good = make_cloud(SPEED)
+
+    beating = {"PREFECT_ROLLOUT_HEARTBEAT_SECONDS": "2"}
+
+    async def published(times: int) -> bool:
+        return len(deaf.inside.requests("publish")) == times
+
+    async def killed_twice() -> None:
+        environment = {**deaf.environment, **beating}
         run = await client.create_flow_run(deploy_latest_image, parameters=RELEASE, state=Pending())
-        automation = await watched(client, run)
+        await watched(client, run)
         for attempt in (1, 2):
             pid = zygote.start(run.id, environment)
-            while len(cloud.inside.requests("publish")) < attempt:
-                assert lives(pid)
-                await asyncio.sleep(0.02)
+            await eventually(partial(published, attempt), 180)
             os.kill(pid, signal.SIGKILL)
             await found(client, run, time.monotonic(), f"a process, try {attempt}")
             await client.set_flow_run_state(run.id, Scheduled(), force=True)
         zygote.start(run.id, environment)
         assert (await ended(client, run)).is_completed()
-        assert cloud.writes == WRITES
+        assert deaf.writes == WRITES
 
+    async def ended_well() -> None:
+        run = await client.create_flow_run(deploy_latest_image, parameters=RELEASE, state=Pending())
+        automation = await watched(client, run)
+        zygote.start(run.id, {**good.environment, **beating})
+        assert (await ended(client, run)).is_completed()
         # A heartbeat that arrives after the end has the automation wait, and act, in vain.
         await reaper.beat(client, [run.id])
-        refused = "prefect.automation.action.failed"
-        end = time.monotonic() + 40
-        while not await happened(client, refused, f"prefect.automation.{automation}"):
-            assert time.monotonic() < end, "the automation has not acted"
-            await asyncio.sleep(0.5)
-        state = await ended(client, run)
-        assert state.is_completed()
+        refused, resource = "prefect.automation.action.failed", f"prefect.automation.{automation}"
+        await eventually(lambda: happened(client, refused, resource))
+        assert (await ended(client, run)).is_completed()
+
+    async with get_client() as client:
+        await asyncio.gather(killed_twice(), ended_well())
 
 
 @pytest.mark.usefixtures("zygote")
-async def test_a_worker_that_is_killed_with_its_flows_is_followed_by_one_that_finishes_them(
+async def test_a_worker_that_is_killed_with_its_flow_is_followed_by_one_that_finishes_it(
     make_cloud: Any, prefect_api: str, tmp_path: Path
 ) -> None:
-    lost = {"kind": "never", "takes_effect": True, "times": 1}
-    cloud = make_cloud(
-        SPEED,
-        faults=[
-            {**lost, "call": "upgrade", "deployment": "qapm-api"},
-            {**lost, "call": "publish", "deployment": "qapm-home"},
-        ],
-    )
-    inside = cloud.inside
+    cloud = make_cloud(SPEED, faults=[{"kind": "never", "takes_effect": True, "times": 1, "call": "publish"}])
     environment = {
         **os.environ,
         **cloud.environment,
@@ -318,39 +337,26 @@ async def test_a_worker_that_is_killed_with_its_flows_is_followed_by_one_that_fi
             "killable", work_pool_name="killable", entrypoint_type=EntrypointType.MODULE_PATH
         )
         deployment_id = await deployment.aapply()
-        runs = {
-            name: await client.create_flow_run_from_deployment(
-                deployment_id, parameters={**RELEASE, "deployment": name}
-            )
-            for name in ("qapm-api", "qapm-home")
-        }
-        for run in runs.values():
-            await watched(client, run)
+        run = await client.create_flow_run_from_deployment(deployment_id, parameters=RELEASE)
+        await watched(client, run)
         worker = start_worker()
         try:
-            await until(lambda: sum(seen.fault == "never" for seen in inside.requests()) == 2, "both")
+            await until(lambda: any(seen.fault for seen in cloud.inside.requests()), "the publish")
             started = worker.children(recursive=True)
-            for process in (worker, *started):  # the worker first: it would report its flows' end
+            for process in (worker, *started):  # the worker first: it would report its flow's end
                 process.kill()
             killed_at = time.monotonic()
             worker.wait(10)
-            for name, run in runs.items():
-                await found(client, run, killed_at, f"a worker and its flow, of {name}")
-            retries = [
-                asyncio.to_thread(prefect, prefect_api, "flow-run", "retry", str(run.id))
-                for run in runs.values()
-            ]
-            worker = start_worker()
-            await asyncio.gather(*retries)
-            for run in runs.values():
-                state = await ended(client, run)
-                assert state.is_completed(), state.message
+            worker = start_worker()  # it is up by the time the run may be retried
+            await found(client, run, killed_at, "a worker and its flow")
+            # As `prefect flow-run retry` has a worker take it up.
+            await client.set_flow_run_state(run.id, Scheduled(), force=True)
+            state = await ended(client, run)
+            assert state.is_completed(), state.message
         finally:
             worker.terminate()
             worker.wait(30)
-    for name, clusters in {"qapm-api": CLUSTERS, "qapm-home": CLUSTERS[:1]}.items():
-        written = [(entry.kind, entry.cluster) for entry in inside.record() if entry.deployment == name]
-        assert written == [("template", None), *(("publish", cluster) for cluster in clusters)]
+    assert cloud.writes == WRITES
 
 
 async def test_the_automation_is_there_and_stays_off_where_it_was_switched_off(
@@ -396,10 +402,7 @@ async def test_a_release_sweeps_up_what_was_killed_while_no_server_ran(
         silent, alive = await two_that_run(client)
         moment = datetime.now(UTC)
         await reaper.beat(client, [alive.id])
-        end = time.monotonic() + 30
-        while not await happened(client, reaper.HEARTBEAT, f"prefect.flow-run.{alive.id}"):
-            assert time.monotonic() < end, "the heartbeat was not recorded"
-            await asyncio.sleep(0.2)
+        await eventually(lambda: happened(client, reaper.HEARTBEAT, f"prefect.flow-run.{alive.id}"))
         assert await reaper.sweep(client) == []  # neither has been silent for long
 
         # As if they had, the one since a quarter of a second before the heartbeat of the other.
@@ -421,11 +424,8 @@ async def test_a_lookout_believes_silence_only_where_heartbeats_are_recorded(
         monkeypatch.setattr(reaper, "_BUFFER", timedelta(seconds=-90))  # as if both had been silent for long
         lookout = reaper.Lookout(client, "none")
         assert await lookout.look(spared={ours.id}) == []
-        end = time.monotonic() + 60
-        while not (found := await lookout.look(spared={ours.id})):
-            assert time.monotonic() < end, "the lookout's heartbeat was not recorded"
-            await asyncio.sleep(7)  # the server records events every five seconds
-        assert [run.id for run in found] == [silent.id]
+        await eventually(lambda: happened(client, reaper.HEARTBEAT, lookout._resource))
+        assert [run.id for run in await lookout.look(spared={ours.id})] == [silent.id]
         assert (await ended(client, silent)).is_crashed()
         # Whoever has read it before does not end what goes on with it, or is gone, by now.
         await client.set_flow_run_state(silent.id, Running(), force=True)

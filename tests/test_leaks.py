@@ -16,9 +16,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +28,7 @@ import psutil
 import pytest
 
 from prefect_rollout.simulator import Scenario, SimulatorServer
+from servers import prefect_server
 from support import BIN, free_port
 from tap import Tap, tapped
 
@@ -347,7 +348,7 @@ def evidence() -> Iterator[Evidence]:
         simulator = stack.enter_context(SimulatorServer(Scenario.model_validate(SCENARIO), speed=50))
         tap = stack.enter_context(tapped(simulator.url, without_ids))
         arguments = stack.enter_context(watched_arguments())
-        with served(home, aside / "server.log") as api:
+        with prefect_server(home, environment(home), aside / "server.log") as api:
             variables = environment(
                 home,
                 PREFECT_API_URL=api,
@@ -384,33 +385,6 @@ def evidence() -> Iterator[Evidence]:
         yield Evidence(searched, endings, tap, commands, documents)
 
 
-@contextmanager
-def served(home: Path, log: Path) -> Iterator[str]:
-    """A Prefect server with that home, whose output goes to `log`."""
-    port = free_port()
-    with log.open("wb") as output:
-        server = subprocess.Popen(
-            [BIN / "prefect", "server", "start", "--port", str(port)],
-            env=environment(home),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            until = time.monotonic() + 180
-            api = f"http://127.0.0.1:{port}/api"
-            while True:
-                assert server.poll() is None, log.read_text()
-                assert time.monotonic() < until, log.read_text()
-                with suppress(httpx.TransportError):
-                    if httpx.get(f"{api}/health", timeout=5).is_success:
-                        break
-                time.sleep(0.2)
-            yield api
-        finally:
-            server.terminate()
-            server.wait(30)
-
-
 def ended(command: list[Any], variables: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(
         command,
@@ -423,38 +397,46 @@ def ended(command: list[Any], variables: dict[str, str]) -> subprocess.Completed
     )
 
 
-def command_line(variables: dict[str, str]) -> dict[str, subprocess.CompletedProcess[bytes]]:
-    ours = BIN / "prefect-rollout"
-    deploy: list[Any] = [ours, "deploy", "--app-id", "1", "--poll-seconds", "0.1", "--json", "--deployment"]
-    configure = [ours, "configure", "--app-id", "1", "--name"]
-    runs = {
-        "deploy": ended([*deploy, "web", "--reason", CARELESS], variables),
-        "deploy, dry run": ended([*deploy, "to-plan", "--dry-run"], variables),
-        "configure": ended([*configure, "made"], variables),
-        "configure with a mistyped secret": ended(
-            [*configure, "unmade"], {**variables, "K8S_SECRET_KEY": dressed(MISTYPED)}
-        ),
-        "configure with a secret that is no text": ended(
-            [*configure, "unmade"], {**variables, "K8S_SECRET_KEY": f"{MISTYPED}\udcff"}
-        ),
-    }
-    interrupted = subprocess.Popen(
-        [*deploy, "never-ready", "--poll-attempts", "600"],
+def interrupted(command: list[Any], variables: dict[str, str]) -> subprocess.CompletedProcess[bytes]:
+    """Run a release until it waits for its pods, and end it with Ctrl-C."""
+    process = subprocess.Popen(
+        command,
         env=variables,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-    assert interrupted.stdout
+    assert process.stdout
     said = b""
-    for line in interrupted.stdout:
+    for line in process.stdout:
         said += line
         if b"wait for pods running" in line:
-            os.killpg(interrupted.pid, signal.SIGINT)
+            os.killpg(process.pid, signal.SIGINT)
             break
-    said += interrupted.stdout.read()
-    runs["deploy, interrupted"] = subprocess.CompletedProcess([], interrupted.wait(60), said)
-    return runs
+    said += process.stdout.read()
+    return subprocess.CompletedProcess(command, process.wait(60), said)
+
+
+def command_line(variables: dict[str, str]) -> dict[str, subprocess.CompletedProcess[bytes]]:
+    ours = BIN / "prefect-rollout"
+    deploy: list[Any] = [ours, "deploy", "--app-id", "1", "--poll-seconds", "0.1", "--json", "--deployment"]
+    configure = [ours, "configure", "--app-id", "1", "--name"]
+    mistyped = {**variables, "K8S_SECRET_KEY": dressed(MISTYPED)}
+    no_text = {**variables, "K8S_SECRET_KEY": f"{MISTYPED}\udcff"}
+    with ThreadPoolExecutor() as side_by_side:
+        runs = {
+            "deploy": side_by_side.submit(ended, [*deploy, "web", "--reason", CARELESS], variables),
+            "deploy, dry run": side_by_side.submit(ended, [*deploy, "to-plan", "--dry-run"], variables),
+            "configure": side_by_side.submit(ended, [*configure, "made"], variables),
+            "configure with a mistyped secret": side_by_side.submit(ended, [*configure, "unmade"], mistyped),
+            "configure with a secret that is no text": side_by_side.submit(
+                ended, [*configure, "unmade"], no_text
+            ),
+            "deploy, interrupted": side_by_side.submit(
+                interrupted, [*deploy, "never-ready", "--poll-attempts", "600"], variables
+            ),
+        }
+        return {name: run.result() for name, run in runs.items()}
 
 
 # ---- what is found -------------------------------------------------------------------------------

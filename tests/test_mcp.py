@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,6 +16,7 @@ from mcp import Client
 from mcp_types import ElicitResult
 from prefect import flow, get_client
 from prefect.client.schemas.actions import DeploymentUpdate
+from prefect.client.schemas.objects import StateType
 from prefect.states import Cancelling, Completed, Crashed, Pending
 
 from prefect_rollout import reaper
@@ -339,7 +341,11 @@ async def test_the_same_request_is_one_release_until_another_is_asked_for(
         await user.ended(first["flow_run_id"])
         late = await user.call("restart", **HOME)
         assert (late["flow_run_id"], late["outcome"]) == (first["flow_run_id"], "released")
+        assert late["next"].startswith("Nothing was done: the same request started this run at ")
         assert "attempt=2" in late["next"]
+        # What was live is of the run's end, and says so.
+        assert late["live_at"] == (await user.call("get_release", flow_run_id=late["flow_run_id"]))["live_at"]
+        assert datetime.fromisoformat(late["live_at"]) <= datetime.now(UTC)
         second = await user.call("restart", **HOME, attempt=user.attempt + 1, wait_seconds=50)
         assert second["flow_run_id"] != first["flow_run_id"]
         other = await user.call("restart", **{**HOME, "deployment": "qapm-api"}, wait_seconds=50)
@@ -604,6 +610,21 @@ async def test_a_killed_run_can_be_gone_on_with_and_one_that_waits_says_for_what
         crashed = await user.call("get_release", flow_run_id=asked["flow_run_id"])
         assert "No sign of life" in crashed["verdict"]
         assert crashed["confirm_retry"] in crashed["next"]
+
+
+async def test_a_retry_is_asked_about_wherever_the_client_can_ask(cloud: Cloud, assistant: Any) -> None:
+    async with assistant(agrees=False) as user, get_client() as client:
+        deployment = await client.read_deployment_by_name("restart/restart")
+        run = await client.create_flow_run_from_deployment(
+            deployment.id, parameters={"app_id": 3290, "deployment": "qapm-home"}, state=Crashed()
+        )
+        token = (await user.call("get_release", flow_run_id=str(run.id)))["confirm_retry"]
+        for confirm in (token, "", "another"):
+            refusal = await user.refused("retry_release", flow_run_id=str(run.id), confirm=confirm)
+            assert "The user did not agree" in refusal
+        assert len(user.asked) == 3
+        assert (await client.read_flow_run(run.id)).state_type is StateType.CRASHED
+    assert cloud.record == []
 
 
 async def test_what_was_cancelled_while_no_runner_ran_is_ended(cloud: Cloud, assistant: Any) -> None:

@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -17,11 +16,19 @@ import httpx
 import httpx2
 import psutil
 import pytest
+import pytest_asyncio
+from filelock import FileLock
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import ElicitResult
+from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
 from prefect_rollout import local
+from prefect_rollout.mcp.permits import Permits
+from prefect_rollout.mcp.server import Server
+from prefect_rollout.mcp.work import Work
+from prefect_rollout.service import Service
+from servers import new_prefect_home
 from support import BIN, Cloud, free_port
 
 README = Path(__file__).parent.parent / "README.md"
@@ -33,30 +40,45 @@ TOKEN = "a-token-of-the-tests-0123456789"
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A home directory that most of these tests share: a service starts in it once, or twice."""
+    """A home directory that these tests share, with a migrated database; its service has to end by itself."""
     made = tmp_path_factory.mktemp("home")
+    new_prefect_home(local_folder(made) / "prefect")
     yield made
-    stop(made)
+    ends(made)
 
 
-def stop(home: Path) -> None:
-    """Ends the service of a home, if it runs."""
-    for process in services(home):
-        process.terminate()
-    until = time.monotonic() + 40
-    while services(home):
-        assert time.monotonic() < until
-        time.sleep(0.2)
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def kept_up(home: Path) -> AsyncIterator[Path]:
+    """The same home; its service stays up between tests, however long the next one takes to connect."""
+    lease = await local.attach(local_folder(home))
+    yield home
+    await lease.close()
+
+
+def local_folder(home: Path) -> Path:
+    """Return the folder of the service of a home."""
+    return home / ".prefect-rollout" / "local"
 
 
 def services(home: Path) -> list[psutil.Process]:
-    """The processes of the service of a home."""
+    """Return the processes of the service of a home."""
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         line = process.info["cmdline"] or []  # of one that has ended and whose parent lives, none
-        if "prefect_rollout.service" in line and str(home / ".prefect-rollout" / "local") in line:
+        if "prefect_rollout.service" in line and str(local_folder(home)) in line:
             found.append(process)
     return found
+
+
+def ends(home: Path) -> None:
+    """Wait until the service of a home has ended, as it does once its last client has gone."""
+    until = time.monotonic() + 60
+    while left := services(home):
+        if time.monotonic() > until:
+            for process in left:
+                process.kill()
+            raise AssertionError(f"still running: {left}")
+        time.sleep(0.2)
 
 
 def environment(home: Path, cloud: Cloud, **more: str) -> dict[str, str]:
@@ -71,12 +93,19 @@ async def agree(context: Any, params: Any) -> ElicitResult:
     return ElicitResult(action="accept", content={"proceed": True})
 
 
+def stdio(variables: dict[str, str], *, asks: bool = True) -> Client:
+    """Return a client of a server process of its own; `asks` is whether it can ask its user."""
+    server = StdioServerParameters(command=str(OURS), args=["mcp"], env=variables)
+    return Client(server, elicitation_callback=agree if asks else None)
+
+
 @asynccontextmanager
-async def stdio(variables: dict[str, str], *arguments: str, mode: str = "auto") -> AsyncIterator[Client]:
-    """A client of a server process of its own."""
-    server = StdioServerParameters(command=str(OURS), args=["mcp", *arguments], env=variables)
-    async with Client(server, mode=mode, elicitation_callback=agree) as client:
-        yield client
+async def inside(home: Path) -> AsyncIterator[Client]:
+    """Yield a client of a server in this process, which uses the service of that home."""
+    server = Server(Work(Permits(), local_folder(home)), stdio=True)
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 3}):  # as the command sets it
+        async with Client(server, elicitation_callback=agree) as client:
+            yield client
 
 
 async def call(client: Client, tool: str, **arguments: Any) -> dict[str, Any]:
@@ -98,6 +127,36 @@ async def ended(client: Client, flow_run_id: str) -> dict[str, Any]:
                 return release
 
 
+# ---- the first start -------------------------------------------------------------------------------
+
+
+@pytest.mark.complete
+async def test_the_first_start_needs_nothing_but_an_empty_home(make_cloud: Any, tmp_path: Path) -> None:
+    async with stdio(environment(tmp_path, make_cloud())) as client:
+        assert (await call(client, "list_releases"))["releases"] == []
+    ends(tmp_path)
+
+
+async def test_several_clients_share_one_service_and_keep_their_keys(make_cloud: Any, home: Path) -> None:
+    one, other = make_cloud(speed=5), make_cloud(speed=5)
+    names = ("qapm-home", "qapm-api")
+
+    async def release(cloud: Cloud, name: str) -> dict[str, Any]:
+        async with stdio(environment(home, cloud)) as client:
+            asked = await call(client, "restart", app_id="3290", deployment=name, **FAST)
+            return await ended(client, asked["flow_run_id"])
+
+    found = await asyncio.gather(*(release(cloud, name) for cloud in (one, other) for name in names))
+    assert [each["outcome"] for each in found] == ["released"] * 4
+    assert len({each["flow_run_id"] for each in found}) == 4
+    assert len({each["ui_link"].partition("/runs/")[0] for each in found}) == 1
+    assert len(services(home)) == 1
+    for cloud in (one, other):
+        assert sorted(entry["deployment"] for entry in cloud.record if entry["kind"] == "restart") == [
+            *("qapm-api", "qapm-api", "qapm-home")
+        ]
+
+
 # ---- the article's promise ---------------------------------------------------------------------------
 
 
@@ -108,13 +167,13 @@ def snippets() -> list[dict[str, Any]]:
     return [server for each in servers for server in each.values()]
 
 
-async def test_the_snippet_releases_explains_cancels_retries_and_rolls_back_from_an_empty_home(
-    make_cloud: Any, tmp_path: Path
+async def test_the_snippet_releases_explains_cancels_retries_and_rolls_back(
+    make_cloud: Any, kept_up: Path
 ) -> None:
     cloud = make_cloud(speed=5)
     snippet = snippets()[0]
     assert (snippet["command"], snippet["args"]) == ("uvx", ["prefect-rollout", "mcp"])
-    variables = environment(tmp_path, cloud)
+    variables = environment(kept_up, cloud)
     given = {**snippet["env"], **cloud.environment, "K8S_APP_ID": "3290", "K8S_DEPLOY_NAME": "qapm-home"}
     given["K8S_TEMPLATE_ID"] = ""
     server = StdioServerParameters(command=str(OURS), args=snippet["args"][1:], env=variables | given)
@@ -166,15 +225,11 @@ async def test_the_snippet_releases_explains_cancels_retries_and_rolls_back_from
         "publish 1343171 to pub-bjwdt",
         "publish 1343120 to pub-bjwdt",
     ]
-    folder = tmp_path / ".prefect-rollout" / "local"
+    folder = local_folder(kept_up)
     assert oct(folder.stat().st_mode)[-3:] == "700"
     assert oct((folder / "password").stat().st_mode)[-3:] == "600"
     for log in folder.glob("*.log"):
         assert cloud.environment["K8S_SECRET_KEY"] not in log.read_text()
-    # With its last client gone, the service goes too.
-    async with asyncio.timeout(60):
-        while services(tmp_path):  # noqa: ASYNC110 - it comes true elsewhere
-            await asyncio.sleep(0.2)
 
 
 def test_the_snippet_for_windows_is_the_articles() -> None:
@@ -183,27 +238,7 @@ def test_the_snippet_for_windows_is_the_articles() -> None:
     assert windows["env"] == snippets()[0]["env"]
 
 
-# ---- several clients, and ends of all kinds ----------------------------------------------------------
-
-
-async def test_several_clients_share_one_service_and_keep_their_keys(make_cloud: Any, home: Path) -> None:
-    one, other = make_cloud(speed=5), make_cloud(speed=5)
-    names = ("qapm-home", "qapm-api", "slow-start")
-
-    async def release(cloud: Cloud, name: str) -> dict[str, Any]:
-        async with stdio(environment(home, cloud)) as client:
-            asked = await call(client, "restart", app_id="3290", deployment=name, **FAST)
-            return await ended(client, asked["flow_run_id"])
-
-    found = await asyncio.gather(*(release(cloud, name) for cloud in (one, other) for name in names))
-    assert [each["outcome"] for each in found] == ["released"] * 6
-    assert len({each["flow_run_id"] for each in found}) == 6
-    assert len({each["ui_link"].partition("/runs/")[0] for each in found}) == 1
-    assert len(services(home)) == 1
-    for cloud in (one, other):
-        assert sorted(entry["deployment"] for entry in cloud.record if entry["kind"] == "restart") == [
-            *("qapm-api", "qapm-api", "qapm-home", "slow-start")
-        ]
+# ---- clients that end, and what they find ------------------------------------------------------------
 
 
 class Raw:
@@ -248,10 +283,10 @@ class Raw:
 
 
 async def test_a_client_that_vanishes_and_a_server_that_is_killed_lose_nothing(
-    make_cloud: Any, home: Path
+    make_cloud: Any, kept_up: Path
 ) -> None:
     cloud = make_cloud(speed=2)
-    raw = Raw(environment(home, cloud))
+    raw = Raw(environment(kept_up, cloud))
     plan = raw.tool("plan_release", **HOME_NAMES)["plan"]["plan_hash"]
     asked = raw.tool("deploy_latest_image", **HOME_NAMES, **FAST, confirm=plan)
     raw.number += 1
@@ -260,55 +295,18 @@ async def test_a_client_that_vanishes_and_a_server_that_is_killed_lose_nothing(
     await asyncio.sleep(1)
     raw.process.send_signal(signal.SIGKILL)
     raw.process.communicate()
-    async with stdio(environment(home, cloud)) as client:
+    async with inside(kept_up) as client:
         release = await ended(client, asked["flow_run_id"])
-        # And one whose client goes away in mid-wait ends by itself.
-        vanishing = Raw(environment(home, cloud))
-        vanishing.number += 1
-        vanishing.send({"jsonrpc": "2.0", "id": vanishing.number, "method": "tools/call", "params": wait})
-        await asyncio.sleep(0.5)
-        assert vanishing.process.stdin
-        vanishing.process.stdin.close()
-        assert await asyncio.to_thread(vanishing.process.wait, 30) == 0
+    # And one whose client goes away in mid-wait ends by itself.
+    vanishing = Raw(environment(kept_up, cloud))
+    vanishing.number += 1
+    vanishing.send({"jsonrpc": "2.0", "id": vanishing.number, "method": "tools/call", "params": wait})
+    await asyncio.sleep(0.5)
+    assert vanishing.process.stdin
+    vanishing.process.stdin.close()
+    assert await asyncio.to_thread(vanishing.process.wait, 30) == 0
     assert release["outcome"] == "released"
     assert cloud.writes == ["template 1343170", "publish 1343170 to pub-bjwdt"]
-
-
-async def test_a_service_that_is_killed_is_started_again_and_its_release_gone_on_with(
-    make_cloud: Any, home: Path
-) -> None:
-    cloud = make_cloud(speed=5)
-    cloud.faults({"call": "status", "kind": "delay", "seconds": 2})
-    async with stdio(environment(home, cloud)) as client:
-        asked = await call(client, "deploy_latest_image", app_id="3290", deployment="slow-start", **FAST)
-        async with asyncio.timeout(60):
-            while len(cloud.writes) < 2:  # noqa: ASYNC110 - it comes true elsewhere
-                await asyncio.sleep(0.1)
-        (service,) = services(home)
-        service.kill()
-        cloud.faults()
-        crashed = await ended(client, asked["flow_run_id"])
-        assert crashed["state"] == "Crashed"
-        assert "retry_release" in crashed["next"]
-        again = await call(client, "retry_release", flow_run_id=asked["flow_run_id"])
-        assert again["flow_run_id"] == asked["flow_run_id"]
-        assert (await ended(client, asked["flow_run_id"]))["outcome"] == "released"
-    assert len(cloud.writes) == 2
-
-
-async def test_a_service_whose_server_ends_is_replaced(make_cloud: Any, home: Path) -> None:
-    cloud = make_cloud(speed=5)
-    async with stdio(environment(home, cloud)) as client:
-        await call(client, "list_releases")
-        (service,) = services(home)
-        for child in service.children():
-            if "server" in child.cmdline():
-                child.kill()
-        async with asyncio.timeout(180):
-            while (await client.call_tool("list_releases", {})).is_error:
-                pass
-        (other,) = services(home)
-        assert other.pid != service.pid
 
 
 @pytest.mark.parametrize("kept", ["", "short"])
@@ -324,35 +322,40 @@ def test_a_secret_that_was_cut_off_is_made_anew(tmp_path: Path, kept: str) -> No
 
 
 async def test_a_door_that_is_another_programs_by_now_is_passed_by(
-    make_cloud: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    silent = await asyncio.start_server(lambda _reader, _writer: asyncio.sleep(60), "127.0.0.1", 0)
-    folder = tmp_path / ".prefect-rollout" / "local"
-    folder.mkdir(parents=True)
-    door = {"service": "gone", "port": silent.sockets[0].getsockname()[1]}
-    (folder / local.DOOR).write_text(json.dumps(door))
+    came = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.set()
+        await reader.read()
+        writer.close()
+
+    folder = local_folder(tmp_path)
+    local.secret_of(folder / local.PASSWORD)
     monkeypatch.setattr(local, "_GREETING_SECONDS", 1.0)
-    async with silent:
-        lease = await local.attach(folder)
-    assert lease.address.api.startswith("http://127.0.0.1:")
-    await lease.close()
-    stop(tmp_path)
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as another, asyncio.TaskGroup() as group:
+        stale = {"service": "gone", "port": another.sockets[0].getsockname()[1]}
+        (folder / local.DOOR).write_text(json.dumps(stale))
+        # The lock keeps the service that `attach` starts from running: this process opens its door instead.
+        with FileLock(folder / "service.lock"):
+            attaching = group.create_task(local.attach(folder))
+            await came.wait()
+            service = Service(folder)
+            service._ready.set()
+            async with await service._open_door():
+                lease = await attaching
+                await lease.close()
+            ends(tmp_path)
+    assert lease.address.api == service._api
 
 
-async def test_without_a_key_it_says_what_to_set(make_cloud: Any, home: Path) -> None:
-    cloud = make_cloud()
-    variables = {
-        name: value for name, value in environment(home, cloud).items() if not name.startswith("K8S_")
-    }
-    async with stdio(variables) as client:
+async def test_without_a_key_it_says_what_to_set(kept_up: Path) -> None:
+    async with inside(kept_up) as client:
         await call(client, "list_releases")
         answer = await client.call_tool("get_deployment_status", dict(HOME_NAMES))
         assert answer.is_error
         assert "K8S_KEY_ID" in str(answer.content[0].text)  # type: ignore[union-attr]
-    async with stdio(environment(home, cloud, PREFECT_API_URL="http://127.0.0.1:9/api")) as client:
-        answer = await client.call_tool("list_releases", {})
-        assert answer.is_error
-        assert "http://127.0.0.1:9/api does not answer" in str(answer.content[0].text)  # type: ignore[union-attr]
 
 
 # ---- over HTTP ---------------------------------------------------------------------------------------
@@ -416,9 +419,9 @@ INITIALIZE: dict[str, Any] = {
 }
 
 
-async def test_over_http_a_token_is_needed_and_both_protocols_work(make_cloud: Any, home: Path) -> None:
+async def test_over_http_a_token_is_needed_and_both_protocols_work(make_cloud: Any, kept_up: Path) -> None:
     cloud = make_cloud(speed=5)
-    variables = environment(home, cloud, PREFECT_ROLLOUT_MCP_TOKEN=TOKEN)
+    variables = environment(kept_up, cloud, PREFECT_ROLLOUT_MCP_TOKEN=TOKEN)
     with serving(variables, "mcp", "--http", until="MCP over HTTP") as (url, lines):
         assert TOKEN not in "".join(lines)
         accept = {"Accept": "application/json, text/event-stream"}
@@ -445,7 +448,7 @@ async def test_over_http_a_token_is_needed_and_both_protocols_work(make_cloud: A
                 assert (await ended(client, asked["flow_run_id"]))["outcome"] == "released"
 
 
-def test_it_does_not_start_with_less_than_it_was_asked_for(make_cloud: Any, home: Path) -> None:
+def test_it_does_not_start_with_less_than_it_was_asked_for(make_cloud: Any, tmp_path: Path) -> None:
     given: list[tuple[dict[str, str], list[str], str]] = [
         ({}, ["--http"], "PREFECT_ROLLOUT_MCP_TOKEN is not set"),
         ({"PREFECT_ROLLOUT_MCP_TOKEN": "short"}, ["--http"], "PREFECT_ROLLOUT_MCP_TOKEN is too short"),
@@ -459,7 +462,7 @@ def test_it_does_not_start_with_less_than_it_was_asked_for(make_cloud: Any, home
     for variables, options, said in given:
         ended = subprocess.run(
             [OURS, "mcp", *options],
-            env=environment(home, make_cloud(), **variables),
+            env=environment(tmp_path, make_cloud(), **variables),
             capture_output=True,
             text=True,
             timeout=60,
@@ -469,14 +472,14 @@ def test_it_does_not_start_with_less_than_it_was_asked_for(make_cloud: Any, home
         assert said in ended.stderr
 
 
-async def test_up_starts_all_of_it_for_a_person(make_cloud: Any, home: Path) -> None:
+async def test_up_starts_all_of_it_for_a_person(make_cloud: Any, kept_up: Path) -> None:
     cloud = make_cloud(speed=5)
-    with serving(environment(home, cloud), "up", "--read-only", until="Ctrl-C ends it") as (url, lines):
+    with serving(environment(kept_up, cloud), "up", "--read-only", until="Ctrl-C ends it") as (url, lines):
         said = "".join(lines)
         ui = re.search(r"Prefect UI: (http://127\.0\.0\.1:\d+)", said)
         assert ui
         assert httpx.get(ui[1]).is_success
-        folder = home / ".prefect-rollout" / "local"
+        folder = local_folder(kept_up)
         assert str(folder / "password") in said
         token = (folder / "mcp-token").read_text()
         assert oct((folder / "mcp-token").stat().st_mode)[-3:] == "600"
@@ -514,70 +517,105 @@ def inspector(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return [str(node / "bin" / "node"), str(script / "build" / "index.js"), "--cli"]
 
 
-def test_the_inspector_lists_and_calls_every_tool(make_cloud: Any, home: Path, inspector: list[str]) -> None:
-    cloud = make_cloud(speed=20)
-    variables = environment(home, cloud)
-    called = set()
+def test_the_inspector_lists_and_calls_tools(make_cloud: Any, kept_up: Path, inspector: list[str]) -> None:
+    cloud = make_cloud()
 
-    def inspect(*arguments: str, refused: bool = False) -> dict[str, Any]:
+    def inspect(*arguments: str) -> dict[str, Any]:
         # It hands its server the variables that it is given, and no others.
         given = [part for name, value in cloud.environment.items() for part in ("-e", f"{name}={value}")]
         command = [*inspector, str(OURS), "mcp", *given, *arguments]
-        until = time.monotonic() + 300
-        while True:
-            ended = subprocess.run(
-                command, env=variables, capture_output=True, text=True, timeout=120, check=False
-            )
-            # On a slow machine the service ends between two calls, and the next one starts it again.
-            if "still starting" not in ended.stdout or time.monotonic() > until:
-                break
-        assert refused or ended.returncode == 0, ended.stdout + ended.stderr
+        variables = environment(kept_up, cloud)
+        ended = subprocess.run(
+            command, env=variables, capture_output=True, text=True, timeout=120, check=False
+        )
+        assert ended.returncode == 0, ended.stdout + ended.stderr
         return dict(json.loads(ended.stdout))
 
-    def tool(name: str, arguments: dict[str, Any], *, refused: bool = False) -> dict[str, Any]:
-        called.add(name)
-        pairs = [
-            f"{key}={value if isinstance(value, str) else json.dumps(value)}"
-            for key, value in arguments.items()
-        ]
-        options = ["--method", "tools/call", "--tool-name", name]
-        answer = inspect(*options, *(["--tool-arg", *pairs] if pairs else []), refused=refused)
-        assert bool(answer.get("isError")) is refused, answer
-        return dict(answer.get("structuredContent") or {})
-
     listed = inspect("--method", "tools/list", "--strict")
-    names = {each["name"] for each in listed["tools"]}
+    assert len(listed["tools"]) == 13
+    pairs = [f"{key}={value}" for key, value in HOME_NAMES.items()]
+    arguments = ("--tool-name", "list_templates", "--tool-arg", *pairs)
+    answer = inspect("--method", "tools/call", *arguments)
+    assert not answer.get("isError"), answer
+    assert answer["structuredContent"]["templates"]
+
+
+async def test_every_tool_the_resource_and_the_prompt_answer_over_stdio(
+    make_cloud: Any, kept_up: Path
+) -> None:
+    cloud = make_cloud(speed=20)
+    called = set()
     wait = {"wait_seconds": 45}
-    plan = tool("plan_release", HOME_NAMES | wait)["plan"]["plan_hash"]
-    released = tool("deploy_latest_image", HOME_NAMES | FAST | wait | {"confirm": plan})
-    assert released["outcome"] == "released"
-    run = {"flow_run_id": released["flow_run_id"]}
-    assert tool("get_release", run)["outcome"] == "released"
-    assert tool("list_releases", {"limit": 2})["releases"]
-    assert "lines" in tool("get_release_logs", run)
-    assert tool("list_templates", HOME_NAMES)["templates"]
-    assert tool("get_deployment_status", HOME_NAMES)["clusters"]
-    assert tool("cancel_release", run)["outcome"] == "released"
-    tool("retry_release", run, refused=True)
-    for action, more in (("rollback", {}), ("restart", {}), ("scale", {"replicas": 2})):
-        asked = HOME_NAMES | more | wait
-        plan = tool("plan_release", asked | {"action": action})["plan"]["plan_hash"]
-        assert tool(action, asked | FAST | {"confirm": plan})["outcome"] == "released"
-    asked = {"plan": {"releases": [{"app_id": 3290, "deployment": "qapm-home", **FAST}]}, **wait}
-    plan = tool("plan_release", asked | {"action": "batch"})["plan"]["plan_hash"]
-    assert tool("deploy_batch", asked | {"confirm": plan})["outcome"] == "released"
-    assert called == names
-    read = inspect("--method", "resources/read", "--uri", f"release://{released['flow_run_id']}")
-    assert '"released"' in read["contents"][0]["text"]
-    prompts = inspect("--method", "prompts/list")
-    assert [each["name"] for each in prompts["prompts"]] == ["release_and_watch"]
+
+    async def tool(name: str, **arguments: Any) -> dict[str, Any]:
+        called.add(name)
+        return await call(client, name, **arguments)
+
+    # Its user cannot be asked, so each plan has to be confirmed.
+    async with stdio(environment(kept_up, cloud), asks=False) as client:
+        names = {each.name for each in (await client.list_tools()).tools}
+        plan = (await tool("plan_release", **HOME_NAMES, **wait))["plan"]["plan_hash"]
+        released = await tool("deploy_latest_image", **HOME_NAMES, **FAST, **wait, confirm=plan)
+        assert released["outcome"] == "released"
+        run = {"flow_run_id": released["flow_run_id"]}
+        assert (await tool("get_release", **run))["outcome"] == "released"
+        assert (await tool("list_releases", limit=2))["releases"]
+        assert "lines" in await tool("get_release_logs", **run)
+        assert (await tool("list_templates", **HOME_NAMES))["templates"]
+        assert (await tool("get_deployment_status", **HOME_NAMES))["clusters"]
+        assert (await tool("cancel_release", **run))["outcome"] == "released"
+        called.add("retry_release")
+        assert (await client.call_tool("retry_release", run)).is_error
+        for action, more in (("rollback", {}), ("restart", {}), ("scale", {"replicas": 2})):
+            asked = HOME_NAMES | more | wait
+            plan = (await tool("plan_release", **asked, action=action))["plan"]["plan_hash"]
+            assert (await tool(action, **asked, **FAST, confirm=plan))["outcome"] == "released"
+        asked = {"plan": {"releases": [{"app_id": 3290, "deployment": "qapm-home", **FAST}]}, **wait}
+        plan = (await tool("plan_release", **asked, action="batch"))["plan"]["plan_hash"]
+        assert (await tool("deploy_batch", **asked, confirm=plan))["outcome"] == "released"
+        assert called == names
+        read = await client.read_resource(f"release://{released['flow_run_id']}")
+        assert '"released"' in read.contents[0].text  # type: ignore[union-attr]
+        prompts = await client.list_prompts()
+        assert [each.name for each in prompts.prompts] == ["release_and_watch"]
     kinds = [entry["kind"] for entry in cloud.record]
     assert kinds == ["template", "publish", "publish", "restart", "scale", "template", "publish"]
 
 
-def test_nothing_is_left_running(home: Path) -> None:
-    until = time.monotonic() + 60
-    while services(home):
-        assert time.monotonic() < until
-        time.sleep(0.5)
-    assert sys.platform
+# ---- the end of a service -----------------------------------------------------------------------------
+
+
+async def test_a_service_that_is_killed_is_started_again_and_its_release_gone_on_with(
+    make_cloud: Any, home: Path
+) -> None:
+    cloud = make_cloud(speed=5)
+    cloud.faults({"call": "status", "kind": "delay", "seconds": 2})
+    async with inside(home) as client:
+        asked = await call(client, "deploy_latest_image", app_id="3290", deployment="slow-start", **FAST)
+        async with asyncio.timeout(60):
+            while len(cloud.writes) < 2:  # noqa: ASYNC110 - it comes true elsewhere
+                await asyncio.sleep(0.1)
+        (service,) = services(home)
+        service.kill()
+        cloud.faults()
+        crashed = await ended(client, asked["flow_run_id"])
+        assert crashed["state"] == "Crashed"
+        assert "retry_release" in crashed["next"]
+        again = await call(client, "retry_release", flow_run_id=asked["flow_run_id"])
+        assert again["flow_run_id"] == asked["flow_run_id"]
+        assert (await ended(client, asked["flow_run_id"]))["outcome"] == "released"
+    assert len(cloud.writes) == 2
+
+
+async def test_a_service_whose_server_ends_is_replaced(home: Path) -> None:
+    async with inside(home) as client:
+        await call(client, "list_releases")
+        (service,) = services(home)
+        for child in service.children():
+            if "server" in child.cmdline():
+                child.kill()
+        async with asyncio.timeout(180):
+            while (await client.call_tool("list_releases", {})).is_error:
+                pass
+        (other,) = services(home)
+        assert other.pid != service.pid

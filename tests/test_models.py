@@ -14,6 +14,8 @@ from prefect_rollout.models import (
     Deployment,
     MetaData,
     ReleaseRequest,
+    RollbackRequest,
+    ScaleRequest,
     Template,
     Version,
     newest_first,
@@ -192,7 +194,10 @@ GOOD = {"app_id": 3290, "deployment": "qapm-home"}
         ("deployment", ""),
         ("deployment", "x" * 254),
         ("deployment", "a\x1b[31m"),
+        ("app_id", []),
         ("template_id", ".."),
+        ("template_id", " 7"),
+        ("order", "backwards"),
         ("template_id", 1.5),
         ("target", "container-cloud"),
         ("target", "a/b/c"),
@@ -201,12 +206,14 @@ GOOD = {"app_id": 3290, "deployment": "qapm-home"}
         ("clusters", ["a", "a"]),
         ("clusters", [""]),
         ("clusters", "pub-bjwdt"),
+        ("images", ["x"]),
         ("images", {"a": ""}),
         ("images", {"a": "two words"}),
         ("reason", "x" * 1001),
         ("poll_seconds", 0),
         ("poll_seconds", float("nan")),
         ("poll_attempts", 0),
+        ("poll_attempts", "x"),
         ("surprise", 1),
     ],
 )
@@ -215,6 +222,18 @@ def test_a_bad_value_is_refused_by_the_fields_name(field: str, value: object) ->
         ReleaseRequest.of(**{**GOOD, field: value})
     assert caught.value.data["field"] == field
     assert len(str(caught.value)) < 500
+
+
+def test_replicas_that_the_cloud_refuses_are_refused() -> None:
+    for replicas in (0, 33, "3", 1.5, True):
+        with pytest.raises(InputError, match="replicas"):
+            ScaleRequest.of(**GOOD, replicas=replicas)
+    assert [ScaleRequest.of(**GOOD, replicas=replicas).replicas for replicas in (1, 32)] == [1, 32]
+
+
+def test_a_template_to_go_back_to_is_an_id() -> None:
+    with pytest.raises(InputError, match="to_template"):
+        RollbackRequest.of(**GOOD, to_template="..")
 
 
 @pytest.mark.parametrize("app_id", [3290, "3290", "a/b", "../..", "%2e", "3290?x=1", "🚀"])

@@ -440,7 +440,7 @@ def batches(draw: st.DrawFn) -> Plan:
     return plan(*releases, failure_budget=budget, max_parallel=draw(st.integers(1, 5)))
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(batches(), st.randoms(use_true_random=False), st.floats(0, 1))
 def test_whatever_ends_first_all_is_run_once_or_skipped_for_a_reason(
     batch: Plan, chance: random.Random, failing: float

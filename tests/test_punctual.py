@@ -38,6 +38,8 @@ HOME: dict[str, Any] = {
     "poll_seconds": 0.1,
     "poll_attempts": 200,
 }
+# A run that does not skip itself shows it by its plan as well as by a release.
+PLAN = {**HOME, "dry_run": True}
 
 
 async def deployed(**parameters: Any) -> UUID:
@@ -123,9 +125,8 @@ async def test_a_run_that_starts_too_late_skips_itself_and_a_retry_of_it_runs(cl
 
 @pytest.mark.parametrize("late_minutes", [0, 100])
 async def test_how_late_it_may_be_is_a_parameter(cloud: Cloud, late_minutes: float) -> None:
-    run = await by_hand(await deployed(), minutes_ago(90), **HOME, late_minutes=late_minutes)
-    assert (await begun(run)).outcome is Outcome.RELEASED
-    assert len(cloud.record) == 2
+    run = await by_hand(await deployed(), minutes_ago(90), **PLAN, late_minutes=late_minutes)
+    assert (await begun(run)).outcome is Outcome.PLANNED
 
 
 async def test_waiting_for_a_slot_makes_a_run_late(cloud: Cloud) -> None:
@@ -135,10 +136,9 @@ async def test_waiting_for_a_slot_makes_a_run_late(cloud: Cloud) -> None:
 
 
 async def test_a_run_that_was_put_off_by_hand_is_not_late(cloud: Cloud) -> None:
-    run = await by_hand(await deployed(), minutes_ago(90), **HOME)
+    run = await by_hand(await deployed(), minutes_ago(90), **PLAN)
     await set_state(run, Scheduled(scheduled_time=minutes_ago(1)))
-    assert (await begun(run)).outcome is Outcome.RELEASED
-    assert len(cloud.record) == 2
+    assert (await begun(run)).outcome is Outcome.PLANNED
 
 
 async def test_a_child_of_another_run_is_never_late(cloud: Cloud) -> None:
@@ -147,13 +147,12 @@ async def test_a_child_of_another_run_is_never_late(cloud: Cloud) -> None:
 
     @flow
     async def parent() -> UUID:
-        run = await arun_deployment(deployment, parameters=HOME, timeout=0, scheduled_time=due)
+        run = await arun_deployment(deployment, parameters=PLAN, timeout=0, scheduled_time=due)
         return run.id
 
     async with get_client() as client:
         child = await client.read_flow_run(await parent())
-    assert (await begun(child)).outcome is Outcome.RELEASED
-    assert len(cloud.record) == 2
+    assert (await begun(child)).outcome is Outcome.PLANNED
 
 
 # ---- superseded ---------------------------------------------------------------------------------
@@ -200,51 +199,40 @@ async def test_of_scheduled_runs_that_are_all_due_the_newest_alone_releases(clou
     assert len(cloud.record) == 2
 
 
-@pytest.mark.parametrize(
-    "state",
-    [Pending(), Completed(), Cancelled(), Cancelled(name="Skipped"), Scheduled()],
-    ids=lambda s: s.name,
-)
-async def test_what_became_of_the_newer_one_counts(cloud: Cloud, state: Any) -> None:
-    async with scheduled(2) as (_, (older, newer)):
-        await set_state(newer, state)
-        if state.is_cancelled():
-            assert (await begun(older)).outcome is Outcome.RELEASED
-        else:
-            await skipped(older, cloud)
+async def test_a_newer_one_that_waits_or_runs_or_is_done_takes_its_place(cloud: Cloud) -> None:
+    async with scheduled(4, **PLAN) as (_, runs):
+        newest = runs[3]
+        states: list[Any] = [Scheduled(), Pending(), Completed()]
+        for older, state in zip(runs, states, strict=False):
+            await set_state(newest, state)
+            assert str(newest.id) in str(await skipped(older, cloud))
 
 
-async def test_a_newer_one_that_was_put_off_takes_no_place(cloud: Cloud) -> None:
-    async with scheduled(2) as (_, (older, newer)):
-        await set_state(newer, Scheduled(scheduled_time=minutes_ago(-60)))
-        assert (await begun(older)).outcome is Outcome.RELEASED
-    assert len(cloud.record) == 2
+async def test_newer_ones_that_are_cancelled_skipped_or_put_off_take_no_place(cloud: Cloud) -> None:
+    async with scheduled(4, **PLAN) as (_, (older, *newer)):
+        put_off: Any = Scheduled(scheduled_time=minutes_ago(-60))
+        states: list[Any] = [Cancelled(), Cancelled(name="Skipped"), put_off]
+        for run, state in zip(newer, states, strict=True):
+            await set_state(run, state)
+        assert (await begun(older)).outcome is Outcome.PLANNED
 
 
 async def test_a_run_that_a_person_started_is_never_superseded_and_supersedes(cloud: Cloud) -> None:
-    async with scheduled(1) as (deployment, (older,)):
-        manual = await by_hand(deployment, minutes_ago(0.1), **HOME)
-        await by_hand(deployment, minutes_ago(0), **HOME)
+    async with scheduled(1, **PLAN) as (deployment, (older,)):
+        manual = await by_hand(deployment, minutes_ago(0.1), **PLAN)
+        await by_hand(deployment, minutes_ago(0), **PLAN)
         await skipped(older, cloud)
-        assert (await begun(manual)).outcome is Outcome.RELEASED
-    assert len(cloud.record) == 2
+        assert (await begun(manual)).outcome is Outcome.PLANNED
 
 
-@pytest.mark.parametrize(
-    "other",
-    [{"deployment": "qapm-api"}, {"clusters": ["pub-bjwdt"]}, {"app_id": 1}, {"dry_run": True}],
-    ids=lambda other: next(iter(other)),
-)
-async def test_a_newer_run_about_something_else_takes_no_place(cloud: Cloud, other: dict[str, Any]) -> None:
-    async with scheduled(1) as (deployment, (older,)):
-        await by_hand(deployment, minutes_ago(0), **HOME | other)
-        assert (await begun(older)).outcome is Outcome.RELEASED
-    assert len(cloud.record) == 2
+async def test_a_newer_run_about_something_else_takes_no_place(cloud: Cloud) -> None:
+    async with scheduled(1, **PLAN) as (deployment, (older,)):
+        await by_hand(deployment, minutes_ago(0), **PLAN | {"deployment": "qapm-api"})
+        assert (await begun(older)).outcome is Outcome.PLANNED
 
 
 async def test_runs_of_no_prefect_deployment_never_skip_themselves(cloud: Cloud) -> None:
-    assert (await deploy_latest_image(**HOME, late_minutes=0.001)).outcome is Outcome.RELEASED
-    assert len(cloud.record) == 2
+    assert (await deploy_latest_image(**PLAN, late_minutes=0.001)).outcome is Outcome.PLANNED
 
 
 async def test_every_flow_skips_itself(cloud: Cloud) -> None:
@@ -266,6 +254,16 @@ def test_parameters_that_are_left_out_are_those_of_the_flow() -> None:
     assert about({"app_id": 3290, "deployment": "x"}) == about(full)
     assert about(full | {"clusters": ["a", "b"]}) == about(full | {"clusters": ["b", "a"]})
     assert about(full | {"template_id": 5}) == about(full)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"deployment": "y"}, {"clusters": ["a"]}, {"app_id": 1}, {"dry_run": True}, {"target": "x/y"}],
+    ids=lambda other: next(iter(other)),
+)
+def test_runs_are_about_something_else_by_any_of(other: dict[str, Any]) -> None:
+    full = {"app_id": 3290, "deployment": "x"}
+    assert about(full | other) != about(full)
 
 
 def test_runs_of_a_plan_are_about_the_plan() -> None:

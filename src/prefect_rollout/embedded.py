@@ -81,9 +81,11 @@ def reach() -> dict[UUID, str]:
         ConfigurationError: the configured API does not answer.
     """
     from prefect import get_client
-    from prefect.server.api.server import SubprocessASGIServer
 
     if in_use():
+        # Only here: the import takes seconds.
+        from prefect.server.api.server import SubprocessASGIServer
+
         with _spared_from_ctrl_c():
             server = SubprocessASGIServer()
             server.start()

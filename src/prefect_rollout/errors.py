@@ -48,10 +48,11 @@ what to do next, for people and programs alike).
 """
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
 
 from prefect_rollout.diagnosis import Category, Diagnosis
-from prefect_rollout.text import one_line
+from prefect_rollout.text import one_line, when
 
 if TYPE_CHECKING:
     from prefect_rollout.batch import BatchResult
@@ -97,16 +98,26 @@ class RolloutError(Exception):
         self.data = {name: value for name, value in data.items() if value is not None}
         self.result: ReleaseResult | None = None
         self.batch: BatchResult | None = None
-        self.live: str | None = None
+        self._live: str | None = None
+        self.live_at: datetime | None = None
+
+    @property
+    def live(self) -> str | None:
+        """What each cluster ran at `live_at`, the moment when this was set; `None` if nobody looked."""
+        return self._live
+
+    @live.setter
+    def live(self, live: str | None) -> None:
+        self._live, self.live_at = live, datetime.now(UTC)
 
     def __str__(self) -> str:
-        """`step: problem (status …, request id …). Advice. Live now: ….`, on one line."""
+        """`step: problem (status …, request id …). Advice. Live at …: ….`, on one line."""
         where = f"{self.step}: " if self.step else ""
         known = [
             f"{label} {one_line(self.data[name], 80)}" for name, label in _SHOWN.items() if name in self.data
         ]
         circumstances = f" ({', '.join(known)})" if known else ""
-        live = f" Live now: {self.live}." if self.live else ""
+        live = f" Live at {when(self.live_at)}: {self.live}." if self.live else ""
         return f"{where}{self.problem}{circumstances}. {self._told}{self.advice}{live}"
 
     @property
@@ -131,6 +142,7 @@ class RolloutError(Exception):
             "retryable": self.retryable,
             "advice": self.advice,
             "live": self.live,
+            "live_at": self.live_at and self.live_at.isoformat(timespec="seconds"),
             "diagnosis": self.diagnosis.model_dump(mode="json"),
         }
 

@@ -1,6 +1,7 @@
 """A release's result as a page that a person reads in the Prefect UI. Pure: result in, markdown out."""
 
 from collections.abc import Iterable, Sequence
+from datetime import datetime
 
 from prefect_rollout.diagnosis import Diagnosis
 from prefect_rollout.difference import (
@@ -14,7 +15,7 @@ from prefect_rollout.difference import (
     template_words,
 )
 from prefect_rollout.models import Action, ClusterResult, Difference, Outcome, ReleasePlan, ReleaseResult
-from prefect_rollout.text import link, markdown, one_line, table
+from prefect_rollout.text import link, markdown, one_line, table, when
 
 _DONE = {
     Action.DEPLOY: "released",
@@ -59,7 +60,14 @@ def render(result: ReleaseResult) -> str:
         parts += [
             "## Clusters",
             table(
-                ("Cluster", "Template before", "Template asked for", "Written", "Ready / wanted", "Live now"),
+                (
+                    "Cluster",
+                    "Template before",
+                    "Template asked for",
+                    "Written",
+                    "Ready / wanted",
+                    "Live at the end",
+                ),
                 [_cluster(cluster) for cluster in result.clusters],
             ),
         ]
@@ -163,7 +171,9 @@ def _error(result: ReleaseResult) -> list[str]:
     quote += [f"- {markdown(event)}" for event in diagnosis.events]
     quote.append(f"**What to do:** {markdown(error.get('advice', ''), 1000)}")
     if result.live and error.get("live"):
-        quote.append(f"**Live now:** {markdown(error['live'], 2000)}")
+        seen = error.get("live_at")
+        at = when(datetime.fromisoformat(seen) if seen else None)
+        quote.append(f"**Live at {at}:** {markdown(error['live'], 2000)}")
     return ["> " + "\n>\n> ".join(quote)]
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 from urllib.parse import quote
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&]|(?:(?<=\w)|^)\.(?=\w))")
@@ -25,6 +26,11 @@ def one_line(text: object, limit: int = 300) -> str:
     shown = " ".join(whole[: limit * 4].split())
     shown = "".join("�" if unicodedata.category(char)[0] == "C" else char for char in shown)
     return shown if len(shown) <= limit and len(whole) <= limit * 4 else shown[: limit - 1] + "…"
+
+
+def when(moment: datetime | None) -> str:
+    """Return a moment to the minute, with its zone: `2026-11-26 10:12 UTC`."""
+    return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if moment else "an unknown time"
 
 
 def markdown(text: object, limit: int = 300) -> str:

@@ -119,7 +119,11 @@ class Release(Run):
         description="Once there is one: released is the only good end. planned: a dry run, nothing written.",
     )
     verdict: str = Field(default="", description="How it stands or ended, in a sentence.")
-    live: str = Field(default="", description="What each cluster runs by the last look.")
+    live: str = Field(default="", description="What each cluster ran at `live_at`.")
+    live_at: datetime | None = Field(
+        default=None,
+        description="When `live` and `clusters` were read; get_deployment_status says what is live now.",
+    )
     diagnosis: Diagnosis | None = Field(default=None, description="Why it did not end well.")
     next: str = Field(description="What to do now.")
     steps: list[Step] = []
@@ -149,7 +153,8 @@ class Submitted(BaseModel):
         default=None, description="How it ended, if it has: released is the only good end."
     )
     verdict: str = Field(default="", description="How it stands or ended, in a sentence.")
-    live: str = Field(default="", description="What each cluster runs by the last look, once it has ended.")
+    live: str = Field(default="", description="What each cluster ran at `live_at`, once it has ended.")
+    live_at: datetime | None = None
     next: str = Field(description="What to do now.")
     ui_link: str = Field(description="The flow run's page in the Prefect UI, for a person.")
 
@@ -362,13 +367,14 @@ def outcome_of(record: Mapping[str, Any]) -> Outcome | None:
     return Outcome(outcome) if outcome in list(Outcome) else None
 
 
-def result_fields(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What a `Release` takes over from a release's record."""
+def result_fields(record: Mapping[str, Any], at: datetime | None) -> dict[str, Any]:
+    """Return the fields of a `Release` that its record has; `at` is when the run ended."""
     error = record.get("error")
     clusters = [ClusterResult.model_validate(each) for each in record.get("clusters") or []]
     return {
         "outcome": outcome_of(record),
         "live": quoted("; ".join(each.live for each in clusters)) if not record.get("dry_run") else "",
+        "live_at": at if clusters and not record.get("dry_run") else None,
         "diagnosis": diagnosis_of(error) if error else None,
         "clusters": [cluster_of(each) for each in clusters],
         "evidence": str(record.get("evidence") or ""),

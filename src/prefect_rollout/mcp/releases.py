@@ -265,7 +265,7 @@ async def look(api: Api, found: Found, *, live: bool = True) -> answers.Release:
     advice = ""
     if record is not None:
         try:
-            release, advice = _with_record(release, record)
+            release, advice = _with_record(release, record, run.end_time)
         except ValidationError:  # of another version of this package
             record = None
     if record is None and ended and state is not None:
@@ -287,10 +287,12 @@ def _outcome_of(state: State[Any]) -> Outcome | None:
     return _OUTCOMES.get(str(state.name))
 
 
-def _with_record(release: answers.Release, record: Mapping[str, Any]) -> tuple[answers.Release, str]:
+def _with_record(
+    release: answers.Release, record: Mapping[str, Any], at: datetime | None
+) -> tuple[answers.Release, str]:
     verdict, advice = answers.verdict_of(record)
     if release.flow != "deploy-batch":
-        more = answers.result_fields(record)
+        more = answers.result_fields(record, at)
         return release.model_copy(update={**more, "verdict": verdict}), advice
     rows, others = answers.rows_of(record.get("releases") or [])
     update: dict[str, Any] = {
@@ -341,7 +343,7 @@ async def _with_live(api: Api, release: answers.Release, parameters: Mapping[str
             )
     except (RolloutError, TimeoutError):
         return release  # what is live is not known; the run itself tells what is wrong
-    return release.model_copy(update={"clusters": status.clusters})
+    return release.model_copy(update={"clusters": status.clusters, "live_at": datetime.now(UTC)})
 
 
 async def _tasks(api: Api, run: FlowRun) -> list[TaskRun]:

@@ -17,6 +17,7 @@ from prefect_rollout.local import HOME, PASSWORD, secret_of
 from prefect_rollout.mcp.permits import Permits
 from prefect_rollout.mcp.server import Server
 from prefect_rollout.mcp.work import Work
+from prefect_rollout.sockets import listen
 from prefect_rollout.text import one_line
 
 TOKEN = "PREFECT_ROLLOUT_MCP_TOKEN"  # noqa: S105 - the name of a variable
@@ -63,6 +64,9 @@ def http(
         token: the bearer token.
         said: is called with what a person should know.
         beside: is run with what the tools work with; where it fails, the server ends.
+
+    Raises:
+        ConfigurationError: it cannot listen there.
     """
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     try:
@@ -88,12 +92,30 @@ def http(
         allowed_origins=[f"{scheme}://{name}" for name in hosts for scheme in ("http", "https")],
     )
 
+    from prefect_rollout.mcp.listener import serve
+
+    listening = listen(host, port)
+
     async def run() -> None:
-        serving = server.run_streamable_http_async(host=host, port=port, transport_security=security)
         said(f"MCP over HTTP: {url}")
-        await asyncio.gather(serving, *([beside(work)] if beside else []))
+        for warning in warnings_of(host):
+            said(warning)
+        served = serve(server.streamable_http_app(host=host, transport_security=security), listening)
+        await asyncio.gather(served, *([beside(work)] if beside else []))
 
     asyncio.run(run())
+
+
+def warnings_of(host: str) -> list[str]:
+    """Return what a person should know before clients use an address to listen on."""
+    try:
+        local = ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    if local:
+        return []
+    told = f"Warning: other machines reach {one_line(host, 80)} over plain HTTP, which shows them the token."
+    return [f"{told} Put a proxy with TLS in front of it."]
 
 
 def _names(host: str) -> list[str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -55,6 +56,8 @@ class Server(MCPServer[None]):
         token_verifier: TokenVerifier | None = None,
         auth: AuthSettings | None = None,
     ) -> None:
+        # The SDK's own handler imports a module to show an exception, and fails where no file can be opened.
+        logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         super().__init__(
             "prefect-rollout",
             title="Releases on a container cloud",

@@ -36,7 +36,7 @@ from prefect_rollout.models import (
 )
 from prefect_rollout.plan import BatchRequest, Plan
 from prefect_rollout.settings import CloudEnvironment, cloud_environment
-from prefect_rollout.text import one_line
+from prefect_rollout.text import one_line, when
 
 READS = ToolAnnotations(read_only_hint=True, open_world_hint=True)
 PLANS = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=True)
@@ -484,11 +484,13 @@ class Tools:
                 f"flow_run_id={flow_run_id} in some seconds.",
                 ui_link=tooling.api.link(flow_run_id),
             )
-        again = (
-            " The same request had started this run before; attempt=2 makes another release of it."
-            if repeated
-            else ""
-        )
+        first = ""
+        if repeated:
+            at = f" at {when(release.started)}" if release.started else ""
+            first = (
+                f"Nothing was done: the same request started this run{at}; attempt=2 makes another release "
+                "of it. "
+            )
         return Submitted(
             flow_run_id=release.flow_run_id,
             state=release.state,
@@ -496,7 +498,8 @@ class Tools:
             outcome=release.outcome,
             verdict=release.verdict,
             live=release.live,
-            next=release.next + again,
+            live_at=release.live_at,
+            next=first + release.next,
             ui_link=release.ui_link,
         )
 
@@ -520,7 +523,7 @@ class Tools:
                 found = await tooling.releases.find(tooling.api, tooling.permits, flow_run_id)
                 tooling.releases.check_retry(found)
                 token = tooling.releases.retry_token(found.run)
-                if confirm == token:
+                if confirm == token and not _can_ask(ctx):
                     return Prepared(Checked(), known=token)
                 release: Release = await tooling.releases.look(tooling.api, found)
                 if not _can_ask(ctx):

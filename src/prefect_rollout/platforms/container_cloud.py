@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
@@ -360,9 +361,17 @@ def _segment(place: str, value: Id | None) -> str:
         raise InputError(f"{place}: {error}", field=place) from None
 
 
+@cache
+def _system_trust() -> ssl.SSLContext:
+    """Return the trust in the system's authorities: to read them takes longer than a request."""
+    return ssl.create_default_context()
+
+
 def _trust(ca_file: Path | None) -> ssl.SSLContext:
+    if ca_file is None:
+        return _system_trust()
     try:
-        return ssl.create_default_context(cafile=None if ca_file is None else str(ca_file))
+        return ssl.create_default_context(cafile=str(ca_file))
     except (OSError, ssl.SSLError) as error:
         raise ConfigurationError(
             f"ca_file: {one_line(ca_file)} cannot be read as PEM certificates",

@@ -1,8 +1,6 @@
 """The simulated cloud on a real socket."""
 
 import asyncio
-import contextlib
-import os
 import shlex
 import socket
 import sys
@@ -17,6 +15,7 @@ from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.simulator.api import create_app
 from prefect_rollout.simulator.cloud import Cloud
 from prefect_rollout.simulator.scenario import Scenario
+from prefect_rollout.sockets import listen
 
 MAX_SPEED = 1_000_000  # a year in half a minute; dates would run out of years soon after
 
@@ -75,7 +74,7 @@ class SimulatorServer:
         return f"http://{host}:{self.port}"
 
     def __enter__(self) -> Self:
-        listener = _listen(self.host, self.port)
+        listener = listen(self.host, self.port)
         self.port = listener.getsockname()[1]
         self._thread = threading.Thread(
             target=self._server.run, args=([listener],), name="container-cloud-simulator", daemon=True
@@ -104,7 +103,7 @@ class SimulatorServer:
     def accept(self) -> None:
         """Listens again on the same port, if it was refusing."""
         if self._server.refusing:
-            self._have(self._server.startup([_listen(self.host, self.port)]))
+            self._have(self._server.startup([listen(self.host, self.port)]))
 
     def _have(self, done: Coroutine[Any, Any, None]) -> None:
         asyncio.run_coroutine_threadsafe(done, self._server.loop).result(_START_OR_STOP_SECONDS)
@@ -148,26 +147,6 @@ class _Server(uvicorn.Server):
         for connection in list(self.server_state.connections):
             if connection.transport is not None:
                 connection.transport.abort()
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    with contextlib.ExitStack() as undo:
-        try:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            # With the protocol named, unlike in socket.create_server: asyncio turns Nagle's algorithm
-            # off only for sockets that know they are TCP, and each answer would take 40 ms more.
-            listener = undo.enter_context(socket.socket(family, kind, protocol))
-            if os.name == "posix":  # on Windows it would let two programs share the port
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(2048)
-        except (OSError, OverflowError) as error:
-            raise ConfigurationError(
-                f"cannot listen on {host} port {port}: {error}",
-                advice="Choose another port with --port, or end the program that uses it.",
-            ) from error
-        undo.pop_all()
-    return listener
 
 
 def run(

@@ -1,0 +1,96 @@
+"""An HTTP listener that strangers cannot exhaust: few connections, and requests that must arrive in time.
+
+uvicorn bounds neither the time in which a request arrives nor the number of connections that have sent no
+whole request yet, so that half-sent headers use up the file descriptors of the process.
+"""
+
+import asyncio
+import logging
+import socket
+import sys
+from typing import Any
+
+import uvicorn
+from starlette.requests import ClientDisconnect
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+REQUEST_SECONDS = 20.0
+"""Seconds in which a request has to arrive, headers and body."""
+
+MOST_CONNECTIONS = 512
+
+
+class BoundedProtocol(H11Protocol):
+    """Close connections whose requests do not arrive in time; above the limit, the oldest such one."""
+
+    request_seconds = REQUEST_SECONDS
+    most = MOST_CONNECTIONS
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Accept the connection; above the limit, the one that has waited longest for its request goes."""
+        super().connection_made(transport)
+        self._deadline: asyncio.TimerHandle | None = None
+        if len(self.connections) > self.most:
+            incomplete = [
+                each for each in self.connections if isinstance(each, BoundedProtocol) and each._deadline
+            ]
+            oldest = min(incomplete, key=lambda each: each._deadline.when(), default=self)  # type: ignore[union-attr]
+            oldest.transport.abort()
+        self._expect_request()
+
+    def data_received(self, data: bytes) -> None:
+        """Pass the data on; a request that is complete has no deadline."""
+        super().data_received(data)
+        if self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete:
+            self._cancel_deadline()
+        elif self._deadline is None:
+            self._expect_request()
+
+    def on_response_complete(self) -> None:
+        """Leave an idle connection to uvicorn's keep-alive time-out."""
+        self._cancel_deadline()
+        super().on_response_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Forget the deadline."""
+        self._cancel_deadline()
+        super().connection_lost(exc)
+
+    def _expect_request(self) -> None:
+        self._deadline = self.loop.call_later(self.request_seconds, self.transport.abort)
+
+    def _cancel_deadline(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+            self._deadline = None
+
+
+async def serve(app: Any, listening: socket.socket) -> None:
+    """Serve an ASGI application on the socket until the process is interrupted."""
+    protocol = type("Protocol", (BoundedProtocol,), {"most": _most_connections()})
+    # asyncio accepts a whole backlog, several times, before a connection meets the limit.
+    config = uvicorn.Config(app, http=protocol, ws="none", log_config=None, access_log=False, backlog=16)
+    logging.getLogger("mcp.server.streamable_http").addFilter(_without_traceback)
+    await uvicorn.Server(config).serve(sockets=[listening])
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Log a client that goes away in mid-body as one line."""
+    if record.exc_info and isinstance(record.exc_info[1], ClientDisconnect):
+        record.msg, record.args, record.exc_info = (
+            "A client disconnected before its request was complete",
+            (),
+            None,
+        )
+        record.levelno, record.levelname = logging.WARNING, "WARNING"
+    return True
+
+
+def _most_connections() -> int:
+    if sys.platform == "win32":
+        return MOST_CONNECTIONS
+    import resource
+
+    # The rest is for accepted connections that are not counted yet, for Prefect, platforms and files.
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(MOST_CONNECTIONS, files // 4)
