@@ -83,7 +83,11 @@ class Process:
             os.close(descriptor)
         self.stdout = os.fdopen(out, encoding="utf-8")
         self.stderr = os.fdopen(err, encoding="utf-8")
-        order = {"command": [str(each) for each in command], "environment": dict(env)}
+        order = {
+            "command": [str(each) for each in command],
+            "environment": dict(env),
+            "folder": str(Path.cwd()),
+        }
         self._connection.sendall(f"{json.dumps(order)}\n".encode())
         self._lines = self._connection.makefile()
         self.pid = int(self._lines.readline())

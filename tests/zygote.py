@@ -2,8 +2,9 @@
 
 `zygote.py SOCKET MODULE...`, which `forked.Zygote` starts, imports the modules and ends when the other end
 of the socket is closed. Each byte on the socket orders a process; with it come the process's standard input,
-output and error, and a connection. A line of JSON on the connection holds the command line and the
-environment. The answer is the process's id and, when it has ended, its exit code, each on a line.
+output and error, and a connection. A line of JSON on the connection holds the command line, the
+environment and the working directory. The answer is the process's id and, when it has ended, its exit code,
+each on a line.
 """
 
 import builtins
@@ -54,7 +55,7 @@ def main() -> None:
             os.close(stream)
 
 
-def run(streams: list[int], command: list[str], environment: dict[str, str]) -> None:
+def run(streams: list[int], command: list[str], environment: dict[str, str], folder: str) -> None:
     """Run the script in this process as if it had just been executed."""
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -63,6 +64,7 @@ def run(streams: list[int], command: list[str], environment: dict[str, str]) -> 
     for number, stream in enumerate(streams):
         os.dup2(stream, number)
         os.close(stream)
+    os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
     time.tzset()
