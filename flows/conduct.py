@@ -432,16 +432,18 @@ async def conduct(
     run_id = UUID(str(prefect.runtime.flow_run.id))
     result = _begun(action, request, run_id)
 
-    def note_seconds(progress: Progress) -> None:
+    def note(progress: Progress) -> None:
         if progress.seconds:
             total = result.seconds.get(progress.step, 0) + progress.seconds
             result.seconds[progress.step] = round(total, 3)
+        if guard is not None:
+            guard.failing = progress.state == "failed"
 
     guard: Guard | None = None
     run: Run | None = None
     standing = Standing.OURS
     try:
-        with listening(note_seconds), _tags_of_tasks():
+        with listening(note), _tags_of_tasks():
             await skip_unless_due(request.late_minutes)
             async with watching(run_id) as guard, open_target(request.target) as platform:
                 link = run_link(run_id)

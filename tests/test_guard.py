@@ -359,6 +359,17 @@ async def test_a_cancel_that_comes_too_late_leaves_the_run_cancelled_and_the_tru
     assert ended.state.is_cancelled()
 
 
+async def test_a_cancel_does_not_hide_the_error_that_ended_the_run_before_it(cloud: Cloud) -> None:
+    def cancel(progress: Progress) -> None:
+        if progress.state == "failed":
+            asyncio.get_running_loop().call_soon(guard.cancel_all, "Ctrl-C")
+
+    with listening(cancel), pytest.raises(RolloutError, match="配额不足") as caught:
+        await deploy_latest_image(**{**FAST, "deployment": "no-quota"})
+    assert caught.value.result is not None
+    assert caught.value.result.outcome is Outcome.FAILED
+
+
 # ---- results ------------------------------------------------------------------------------------
 
 

@@ -108,6 +108,7 @@ class Guard:
         beaten: when it was last told that the run lives, by `time.monotonic`.
         unanswered: whether it was stopped while a write was on its way whose answer nobody heard.
         accepted: how many writes this process sent that were accepted.
+        failing: a step failed for good and ends the run: a cancel does not hide that error.
     """
 
     def __init__(self, client: PrefectClient, run_id: UUID, tries: int) -> None:
@@ -123,6 +124,7 @@ class Guard:
         self._problem = ""
         self._logger = get_run_logger()
         self.silent = False
+        self.failing = False
         self._paused = False
         self._task = asyncio.current_task()
 
@@ -130,7 +132,8 @@ class Guard:
         """Has the flow stop where it stands: it gets a `CancelledError` at its next await."""
         if self.cancelled is None and self._task is not None:
             self.cancelled = why
-            self._task.cancel(why)
+            if not self.failing:
+                self._task.cancel(why)
 
     async def write(self, request: Coroutine[Any, Any, T]) -> T:
         """Sends a write, if this is a safe point, and hears its answer out even where the flow is cancelled.
