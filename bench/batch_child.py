@@ -1,4 +1,4 @@
-"""A batch in this process against the embedded API, as a person starts it; prints what it took as JSON."""
+"""A batch in this process with a local server, as a person starts it; prints what it took as JSON."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from rig import Meter
 
-from prefect_rollout import embedded
+from prefect_rollout import local, prefect_api
 
 if TYPE_CHECKING:  # Prefect reads its settings when it is imported
     from prefect.client.schemas.objects import State
@@ -20,8 +20,18 @@ if TYPE_CHECKING:  # Prefect reads its settings when it is imported
 
 def main(count: int, home: Path) -> None:
     """Releases apps 1 to `count`, all in one wave, as many at once as a plan allows."""
-    embedded.isolate(home)
-    embedded.reach()
+    prefect_api.isolate(home / local.PREFECT_HOME)
+    asyncio.run(released(count, home))
+
+
+async def released(count: int, home: Path) -> None:
+    """The same, once the server answers."""
+    async with prefect_api.reached(home):
+        await measured(count)
+
+
+async def measured(count: int) -> None:
+    """The same, with the server that is in use."""
     from prefect_rollout.flows import deploy_batch
     from prefect_rollout.plan import Plan
 
@@ -35,10 +45,13 @@ def main(count: int, home: Path) -> None:
         }
     )
     this = psutil.Process()
-    watched = [this, *(one for one in this.children(recursive=True) if "uvicorn" in " ".join(one.cmdline()))]
+    watched = [
+        this,
+        *(one for one in this.children(recursive=True) if "prefect_rollout.local_server" in one.cmdline()),
+    ]
     memory, before, began = this.memory_info().rss, [_seconds(one) for one in watched], time.monotonic()
     with Meter(os.environ["K8S_API_URL"]).reading() as meter:
-        state = asyncio.run(_ended(deploy_batch(plan=plan, return_state=True)))
+        state = await _ended(deploy_batch(plan=plan, return_state=True))
     wall = time.monotonic() - began
     _settle(watched[-1])
     ours, server = (_seconds(one) - earlier for one, earlier in zip(watched, before, strict=True))

@@ -13,11 +13,17 @@ from typing import Any
 import httpx
 from rig import Cloud, Meter, Sent
 
-from prefect_rollout import embedded
+from prefect_rollout import local, prefect_api
 from prefect_rollout.platforms.signing import StarkHmacSigner
 from prefect_rollout.progress import Progress, listening
 
 ARTICLE_TIMES = 3
+
+
+async def reached(home: Path, times: int, apps: list[str]) -> None:
+    """The same, with a local server of its own."""
+    async with prefect_api.reached(home):
+        await main(times, apps)
 
 
 async def main(times: int, apps: list[str]) -> None:
@@ -100,6 +106,6 @@ async def _seen(cloud: Cloud, app: str) -> float:
 
 
 if __name__ == "__main__":
-    embedded.isolate(Path(sys.argv[1]))
-    embedded.reach()
-    asyncio.run(main(int(sys.argv[2]), sys.argv[3:]))
+    home = Path(sys.argv[1])
+    prefect_api.isolate(home / local.PREFECT_HOME)
+    asyncio.run(reached(home, int(sys.argv[2]), sys.argv[3:]))

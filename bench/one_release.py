@@ -78,7 +78,7 @@ def measure() -> list[Row]:
             whole,
             "s",
             None,
-            "an embedded API and its first database",
+            "a local server and its first database",
         ),
         Row("the command: start of the interpreter alone", _interpreter(), "s"),
     ]

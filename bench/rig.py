@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import httpx
 import psutil
 
-from prefect_rollout import embedded
+from prefect_rollout import prefect_api
 
 BIN = Path(sys.executable).parent
 ROLLOUT, PREFECT = str(BIN / "prefect-rollout"), str(BIN / "prefect")
@@ -115,7 +115,7 @@ def served_prefect(folder: Path) -> Iterator[dict[str, str]]:
     port = free_port()
     variables = {
         **clean_environment(folder),
-        **embedded.DEFAULTS,
+        **prefect_api.DEFAULTS,
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }

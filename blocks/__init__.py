@@ -1,15 +1,26 @@
 """Credentials and targets of releases, and when releases may start, as Prefect blocks."""
 
 from prefect_rollout.blocks.container_cloud import ContainerCloud
-from prefect_rollout.blocks.target import TargetBlock, load_target, open_target, target_of_environment
+from prefect_rollout.blocks.target import (
+    TargetBlock,
+    choose_target,
+    load_target,
+    open_target,
+    opened_as,
+    refuse_two_clouds,
+    target_of_environment,
+)
 from prefect_rollout.blocks.windows import ReleaseWindows, load_windows
 
 __all__ = [
     "ContainerCloud",
     "ReleaseWindows",
     "TargetBlock",
+    "choose_target",
     "load_target",
     "load_windows",
     "open_target",
+    "opened_as",
+    "refuse_two_clouds",
     "target_of_environment",
 ]

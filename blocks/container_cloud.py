@@ -20,9 +20,11 @@ from pydantic import (
 
 from prefect_rollout.blocks.target import TargetBlock
 from prefect_rollout.errors import ConfigurationError
+from prefect_rollout.images import registry_patterns
 from prefect_rollout.models import first_mistake
-from prefect_rollout.platforms.container_cloud import ContainerCloudClient, PathTable
+from prefect_rollout.platforms.container_cloud import ContainerCloudClient, PathTable, cloud_identity
 from prefect_rollout.settings import cloud_environment
+from prefect_rollout.text import address, one_line, shown_address, with_scheme
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
@@ -127,6 +129,17 @@ class ContainerCloud(TargetBlock):
             raise ValueError("must be printable ASCII, as it stands in a header")
         return value
 
+    @field_validator("registry_url")
+    @classmethod
+    def _web_address(cls, value: str | None) -> str | None:
+        # It is linked in reports: javascript:, file: and the like have no place there, nor has a password.
+        if value and ("@" in value or not address(with_scheme(value))):
+            raise ValueError(
+                "must be a host such as harbor.qihoo.net, or http:// or https:// with one, "
+                "without user name and password"
+            )
+        return value
+
     @field_validator("paths")
     @classmethod
     def _known_paths(cls, value: dict[str, str]) -> dict[str, str]:
@@ -175,6 +188,30 @@ class ContainerCloud(TargetBlock):
                 advice="Set K8S_KEY_ID and K8S_SECRET_KEY, and K8S_API_URL where it is not the default.",
             ) from None
 
+    @property
+    def address(self) -> str:
+        """The address of the cloud."""
+        return address(self.api_url)
+
+    @property
+    def registries(self) -> list[str]:
+        """The pattern of the images in its registry."""
+        return registry_patterns(self.registry_url)
+
+    def environment_says(self) -> str:
+        """Return which `K8S_` variables that are set are for another cloud, key or environment."""
+        given = cloud_environment()
+        says = []
+        if given.api_url and _place(given.api_url) != _place(self.api_url):
+            says.append(f"K8S_API_URL is {shown_address(given.api_url)}")
+        if given.key_id and given.key_id != self.key_id:
+            says.append("K8S_KEY_ID is another")
+        if given.secret_key and given.secret_key != self.secret_key:
+            says.append("K8S_SECRET_KEY is another")
+        if given.env and given.env != self.env:
+            says.append(f"K8S_ENV is {one_line(given.env, 40)} and not {one_line(self.env, 40)}")
+        return ", ".join(says)
+
     def get_client(self, *_: Any, **__: Any) -> ContainerCloudClient:
         """A client with a pool of connections of its own; close it, or use it in `async with`.
 
@@ -208,6 +245,10 @@ class ContainerCloud(TargetBlock):
             connect_timeout_seconds=self.connect_timeout_seconds,
             request_timeout_seconds=self.request_timeout_seconds,
         )
+
+
+def _place(api_url: str) -> tuple[str, str]:
+    return cloud_identity(api_url), urlsplit(api_url).path.rstrip("/")
 
 
 def _loopback(host: str) -> bool:

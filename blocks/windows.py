@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, HttpUrl, field_validator
 
 from prefect_rollout import windows
 from prefect_rollout.blocks.load import load
-from prefect_rollout.blocks.target import windows_of
+from prefect_rollout.blocks.target import opened_as
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.models import Id
 from prefect_rollout.text import one_line
@@ -100,7 +100,8 @@ async def load_windows(target: str) -> tuple[str, ReleaseWindows] | None:
         ConfigurationError: there is no block of that name, it cannot be used, or (retryable) the Prefect
             API did not give it.
     """
-    name = await windows_of(target)
+    chosen = await opened_as(target)
+    name = chosen.block.windows
     if not name:
         return None
     block = f"{ReleaseWindows.get_block_type_slug()}/{name}"
@@ -109,7 +110,7 @@ async def load_windows(target: str) -> tuple[str, ReleaseWindows] | None:
         if name == "default":
             return None
         raise ConfigurationError(
-            f"windows: there is no block {block}, which the block {target} names",
+            f"windows: there is no block {block}, which the block {chosen.name} names",
             advice="Save release windows of that name, or correct the name, in the Prefect UI.",
             field="windows",
         )

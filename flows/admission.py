@@ -1,15 +1,16 @@
 """Whether a run may write now, by the release windows that its target names."""
 
 import asyncio
+from collections.abc import Awaitable, Callable, Collection
 from datetime import UTC, datetime, timedelta
 from typing import NamedTuple
 
 from prefect import get_run_logger
 
 from prefect_rollout.blocks import load_windows
-from prefect_rollout.errors import ConfigurationError, WindowClosedError
+from prefect_rollout.errors import RolloutError, WindowClosedError
 from prefect_rollout.guard import Guard
-from prefect_rollout.models import Action, Id, ReleaseResult, Request
+from prefect_rollout.models import Id, ReleaseResult, Request, RollbackRequest, template_name
 from prefect_rollout.progress import Progress, tell
 from prefect_rollout.text import one_line
 from prefect_rollout.turns import resting
@@ -28,12 +29,22 @@ class _Refusal(NamedTuple):
     told: str
 
 
+WayBack = Callable[[], Awaitable[Collection[str]]]
+
+
 async def admit(
-    app_id: Id, request: Request, result: ReleaseResult, guard: Guard, *, wait_seconds: float
+    app_id: Id,
+    request: Request,
+    result: ReleaseResult,
+    guard: Guard,
+    *,
+    wait_seconds: float,
+    way_back: WayBack | None = None,
 ) -> bool:
     """Returns once the run's windows are open, or it breaks the glass; whether it waited.
 
-    A dry run is always admitted, a rollback unless its windows say otherwise.
+    A dry run is always admitted. A rollback is, unless its windows say otherwise, in the clusters in which
+    its template was live before.
 
     Args:
         app_id: the app, as the platform names it.
@@ -41,6 +52,7 @@ async def admit(
         result: of the run, with its clusters; is told of the glass.
         guard: the run's.
         wait_seconds: for how long it may wait; 0 refuses at once.
+        way_back: of a rollback, finds the clusters that go back to what was live there before.
 
     Raises:
         WindowClosedError: a window is closed for longer than that.
@@ -53,8 +65,8 @@ async def admit(
     said = ""
     while True:
         try:
-            refusal = await _refusal(app_id, request, result)
-        except ConfigurationError as error:
+            refusal = await _refusal(app_id, request, result, way_back)
+        except RolloutError as error:
             # An API that is away for a while does not end a wait of days.
             if refusal is None or not error.retryable or _now() > until:
                 raise
@@ -65,7 +77,7 @@ async def admit(
             return bool(said)
         if reason := request.break_glass.strip():
             if not result.break_glass:
-                await guard.label(BREAK_GLASS, one_line(reason, 1000))
+                await guard.label({BREAK_GLASS: one_line(reason, 1000)})
                 result.break_glass = reason
                 _say(f"breaking the glass: {refusal.told}: {one_line(reason)}")
             return bool(said)
@@ -83,16 +95,26 @@ async def _sleep(seconds: float) -> None:
         await asyncio.sleep(seconds)
 
 
-async def _refusal(app_id: Id, request: Request, result: ReleaseResult) -> _Refusal | None:
+async def _refusal(
+    app_id: Id, request: Request, result: ReleaseResult, way_back: WayBack | None
+) -> _Refusal | None:
     """What keeps the run from starting now. Asks the Prefect API each time."""
     found = await load_windows(request.target)
     if found is None:
         return None
     block, windows = found
-    if result.action is Action.ROLLBACK and windows.rollback_exempt:
-        return None
-    closed = windows.judge(app_id, [cluster.cluster for cluster in result.clusters], _now())
-    return closed and _Refusal(block, closed, closed.told(block))
+    clusters, why = [cluster.cluster for cluster in result.clusters], ""
+    closed = windows.judge(app_id, clusters, _now())
+    if closed is not None and way_back is not None and windows.rollback_exempt:
+        exempt = await way_back()
+        clusters = [cluster for cluster in clusters if cluster not in exempt]
+        closed = windows.judge(app_id, clusters, _now()) if clusters else None
+        why = f"; this rollback is not exempt: {_asked_for(request)} was never released there"
+    return closed and _Refusal(block, closed, closed.told(block) + why)
+
+
+def _asked_for(request: Request) -> str:
+    return template_name(request.to_template if isinstance(request, RollbackRequest) else None)
 
 
 def _error(refusal: _Refusal, waited_seconds: float) -> WindowClosedError:

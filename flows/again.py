@@ -4,13 +4,13 @@ from typing import Any, cast
 from uuid import UUID
 
 from prefect import Flow, get_client
-from prefect.client.schemas.objects import State, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.exceptions import ObjectNotFound
 from prefect.flow_engine import run_flow
 from prefect.states import Pending
 
-from prefect_rollout import reaper
+from prefect_rollout import guard, reaper
 from prefect_rollout.batch import BatchResult
 from prefect_rollout.errors import InputError
 from prefect_rollout.flows.approval import staying
@@ -27,6 +27,23 @@ FLOWS: dict[str, Flow[Any, Any]] = {
 }
 
 
+async def find(run_id: UUID) -> FlowRun:
+    """Return the flow run of that id.
+
+    Raises:
+        InputError: there is none.
+    """
+    async with get_client() as client:
+        try:
+            return await client.read_flow_run(run_id)
+        except ObjectNotFound:
+            raise InputError(
+                f"run_id: this Prefect API has no flow run {run_id}",
+                advice="Name one of its runs; `prefect flow-run ls` lists them. Nothing was written.",
+                field="run_id",
+            ) from None
+
+
 async def go_on(run_id: UUID) -> State[ReleaseResult | BatchResult]:
     """Runs a flow run again that has ended and did not end well; steps that were completed stay done.
 
@@ -36,15 +53,8 @@ async def go_on(run_id: UUID) -> State[ReleaseResult | BatchResult]:
     Raises:
         InputError: there is no such run, it is none of these flows', it has not ended, or it released.
     """
+    run = await find(run_id)
     async with get_client() as client:
-        try:
-            run = await client.read_flow_run(run_id)
-        except ObjectNotFound:
-            raise InputError(
-                f"run_id: this Prefect API has no flow run {run_id}",
-                advice="Name one of its runs; `prefect flow-run ls` lists them. Nothing was written.",
-                field="run_id",
-            ) from None
         name = (await client.read_flow(run.flow_id)).name
         flow = FLOWS.get(name)
         if flow is None or not reaper.ours(run):
@@ -76,6 +86,7 @@ async def go_on(run_id: UUID) -> State[ReleaseResult | BatchResult]:
                 field="run_id",
             )
         run = await client.read_flow_run(run_id)
+        await guard.claim(client, run)
     ended: Any = run_flow(flow, flow_run=run, return_type="state")  # of an async flow, to be awaited
     with staying():
         return cast(State[ReleaseResult | BatchResult], await ended)

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Annotated, Any, Literal
 
-from prefect import get_client
+from prefect import get_client, get_run_logger
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.context import FlowRunContext
@@ -19,11 +19,10 @@ from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import apause_flow_run, asuspend_flow_run
 from prefect.input import RunInput
 from prefect.input.run_input import keyset_from_base_key
-from prefect.utilities.urls import url_for
 from pydantic import AfterValidator, Field, ValidationError
 
-from prefect_rollout import embedded
-from prefect_rollout.errors import ConfigurationError, InputError, NotApprovedError
+from prefect_rollout.errors import InputError, NotApprovedError
+from prefect_rollout.flows.conduct import run_link
 from prefect_rollout.guard import answering, pausing
 from prefect_rollout.models import ReleasePlan, ReleaseRequest, ReleaseResult
 from prefect_rollout.progress import Progress, tell
@@ -37,7 +36,6 @@ _TRIES = 5
 _LOOK_SECONDS = 2
 # How Prefect begins the keys under which it keeps a form and its answer.
 _STATES = ("suspended", "paused")
-_REFUSED = "**Who asked for it cannot approve it: somebody else has to.**\n\n"
 
 _stays: ContextVar[bool] = ContextVar("stays", default=False)
 
@@ -61,17 +59,11 @@ class Decision(RunInput):
 
 
 def refuse_where_nobody_answers() -> None:
-    """Returns where a person can be asked. Call it before anything else.
+    """Return if a person can be asked. Call it before anything else.
 
     Raises:
-        ConfigurationError: Prefect's embedded API is in use, which has no UI.
         InputError: the run was started by another one, which cannot wait for a person here.
     """
-    if embedded.in_use():
-        raise ConfigurationError(
-            "approval: nobody can approve with Prefect's embedded API, which has no UI",
-            advice="Set PREFECT_API_URL to a Prefect server, or leave approval out; nothing was written.",
-        )
     if _here().parent_task_run_id is not None:
         raise InputError(
             "approval: a run that another flow run started cannot ask a person; allowed is none",
@@ -118,7 +110,7 @@ async def _decision(
     kept = await _kept(client, run, key)
     creator = run.created_by.display_value if run.created_by else None
     asking = {_same(requested_by), _same(creator)} - {""}
-    number, refused = 0, 0
+    number, refused, refusal = 0, 0, ""
     while refused < _TRIES:
         number += 1
         keysets = [keyset_from_base_key(f"{state}-{key}-{number}") for state in _STATES]
@@ -127,7 +119,11 @@ async def _decision(
         elif any(keyset["schema"] in kept for keyset in keysets):
             continue  # nobody answered it in time, or the run was resumed past the form
         else:
-            answer = await _ask(run, _REFUSED + question if refused else question, f"{key}-{number}", seconds)
+            head = ""
+            if refusal:
+                get_run_logger().warning("Approval %d of %d is refused: %s", refused, _TRIES, refusal)
+                head = f"**Refused: {markdown(refusal)}.**\n\n"
+            answer = await _ask(run, head + question, f"{key}-{number}", seconds)
         if answer is None:
             continue
         if answer.decision == "reject":
@@ -136,7 +132,8 @@ async def _decision(
         if _same(answer.name) not in asking:
             return answer
         refused += 1
-    raise _not_approved(f"only who asked for it tried to approve it, {refused} times")
+        refusal = f"{one_line(answer.name, 80)} has asked for it and cannot approve it, somebody else has to"
+    raise _not_approved(f"{refusal}; it was refused {refused} times", refused=refused)
 
 
 async def _kept(client: PrefectClient, run: FlowRun, key: str) -> dict[str, Any]:
@@ -157,7 +154,7 @@ async def _ask(run: FlowRun, question: str, key: str, seconds: float) -> Decisio
     """The answer; `None` where the run was resumed past the form."""
     leaves = run.deployment_id is not None and not _stays.get()
     form = Decision.with_initial_data(description=question)
-    where = url_for("flow-run", obj_id=run.id) or f"flow run {run.id}"
+    where = run_link(run.id) or f"flow run {run.id}"
     tell(
         Progress(STEP, "running", f"waiting for a person to resume it in the Prefect UI: {where}", aloud=True)
     )

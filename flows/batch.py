@@ -1,10 +1,8 @@
 """The flow that releases many deployments: a plan, in waves, each release a flow run of its own."""
 
 import asyncio
-import hashlib
-import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, cast
 from uuid import UUID
@@ -19,10 +17,12 @@ from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFi
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import Abort, MissingResult, Pause, PrefectException, TerminationSignal
-from prefect.states import Cancelled, Completed
+from prefect.states import Cancelled, Completed, Crashed
 
-from prefect_rollout.batch import BatchResult, Row, Stage, render, show
-from prefect_rollout.blocks import load_target
+from prefect_rollout.aftermath import aftermath_of_batch
+from prefect_rollout.batch import BatchResult, Row, Stage, hash_of, render, show
+from prefect_rollout.blocks import choose_target
+from prefect_rollout.blocks.target import Chosen
 from prefect_rollout.difference import summary
 from prefect_rollout.errors import (
     BatchFailedError,
@@ -36,11 +36,13 @@ from prefect_rollout.errors import (
     SkippedError,
 )
 from prefect_rollout.flow_runs import PAGE
+from prefect_rollout.flows.allowed import refuse_by_block
 from prefect_rollout.flows.approval import approve, refuse_where_nobody_answers
 from prefect_rollout.flows.children import Children, InProcess, Kept, OnWorkPool, children_of, name_of
 from prefect_rollout.flows.conduct import foreseen, pause, run_link
 from prefect_rollout.flows.punctual import skip_unless_due
-from prefect_rollout.guard import Guard, Standing, watching
+from prefect_rollout.guard import CLOUD, ENDS, Guard, Standing, watching
+from prefect_rollout.guard import stopped as stopped_here
 from prefect_rollout.ledger import leave_record
 from prefect_rollout.models import (
     ApprovalSeconds,
@@ -129,10 +131,16 @@ async def deploy_batch(
 async def _conduct(request: BatchRequest) -> BatchResult:
     run_id = UUID(str(prefect.runtime.flow_run.id))
     result = BatchResult.of(
-        request.plan, str(run_id), requested_by=request.requested_by, link=run_link(run_id)
+        request.plan,
+        str(run_id),
+        approval=request.approval,
+        dry_run=request.dry_run,
+        requested_by=request.requested_by,
+        link=run_link(run_id),
     )
     standing = Standing.OURS
     guard: Guard | None = None
+    last: RolloutError | None = None
     try:
         await skip_unless_due(request.late_minutes)
         async with watching(run_id) as guard, get_client() as client:
@@ -141,33 +149,31 @@ async def _conduct(request: BatchRequest) -> BatchResult:
             async with Board(result, client).shown():
                 try:
                     await foreseen(batch.carry_out())
-                except RolloutError as error:
-                    result.error = error.to_dict()
+                except (RolloutError, asyncio.CancelledError, TerminationSignal) as ended:
+                    standing = await _standing(guard)
+                    last = _last_word(ended, result, guard, standing)
                     raise
-                except (asyncio.CancelledError, TerminationSignal):
-                    result.outcome = Outcome.CANCELLED
-                    result.error = _stopped(result, guard).to_dict()
-                    raise
-                finally:
-                    if guard.cancelled is None:
-                        standing = await guard.standing()
+                standing = await _standing(guard)
+                last = _last_word(None, result, guard, standing)
     except RolloutError as error:
         if standing is Standing.TAKEN_OVER:
             raise Abort(f"another process goes on with this run: {error}") from error
-        error.batch = result
+        error.batch = result  # be it that the batch had not begun
         if name := _name_of_end(error, result, standing):
             return _as(Cancelled(data=error, message=str(error), name=name))
         raise
     except (asyncio.CancelledError, TerminationSignal):
         current = asyncio.current_task()
-        if guard is None or guard.cancelled is None or current is None:
-            raise  # Prefect says how: Crashed, or Cancelled by the worker that ends the process
+        if guard is None or last is None or guard.cancelled is None or current is None:
+            # Prefect says how: Crashed, or Cancelled by the worker that ends the process.
+            raise
         current.uncancel()
-        stopped = _stopped(result, guard)
-        stopped.batch = result
-        return _as(Cancelled(data=stopped, message=str(stopped)))
+        kind = Crashed if guard.ends else Cancelled
+        return _as(kind(data=last, message=str(last)))
     if standing is Standing.TAKEN_OVER:
         raise Abort("another process goes on with this run")
+    if last is not None:
+        return _as(Cancelled(data=last, message=str(last)))
     if result.outcome is Outcome.PLANNED:
         message = f"Nothing was written. Plan {result.plan_hash}: {result.counted}."
         return _as(Completed(name="Planned", data=result, message=message))
@@ -189,11 +195,34 @@ def _as(state: State[Any]) -> BatchResult:
     return cast(BatchResult, state)
 
 
-def _stopped(result: BatchResult, guard: Guard) -> ReleaseCancelledError:
-    return ReleaseCancelledError(
-        f"{guard.cancelled or 'its process was told to end'}; {result.counted}",
-        advice="Retry the run to go on with what has not been released.",
-    )
+async def _standing(guard: Guard) -> Standing:
+    return await guard.standing() if guard.cancelled is None else Standing.OURS
+
+
+def _last_word(
+    ended: BaseException | None, result: BatchResult, guard: Guard, standing: Standing
+) -> RolloutError | None:
+    """Return the error that a batch ends with, noted in its result; `None` where all is well."""
+    left = aftermath_of_batch(result)
+    cancelling = standing is Standing.CANCELLING
+    if isinstance(ended, RolloutError):
+        error = ended
+        if cancelling:
+            error.problem += f"; it was cancelled too: {left.left}"
+            error.advice = f"{error.advice} {left.undo}"
+    elif ended is not None:
+        result.outcome = Outcome.CANCELLED
+        why = f"{guard.cancelled or ENDS}; {result.counted}: {left.left}"
+        error = ReleaseCancelledError(why, advice=left.undo)
+        stopped_here.append(error)
+    elif cancelling:
+        why = f"it was cancelled too late, all was done: {left.left}"
+        error = ReleaseCancelledError(why, advice=left.undo)
+    else:
+        return None
+    error.batch = result
+    result.error = error.to_dict()
+    return error
 
 
 class Board:
@@ -309,14 +338,18 @@ class Batch:
 
     async def _check_targets(self) -> None:
         problems: dict[str, str] = {}
+        found: dict[str, Chosen] = {}
         for target in self._plan.targets:
             try:
-                await load_target(target)
+                found[target] = await choose_target(target)
             except ConfigurationError as error:
                 if error.retryable:
                     raise
-                problems[target] = error.problem
+                problems[target] = f"{error.problem}. {error.advice.removesuffix('.')}"
         self._plan.refuse_targets(problems)
+        self._plan.refuse(_images_refused(self._plan, found))
+        self._result.clouds = list(dict.fromkeys(chosen.words for chosen in found.values()))
+        await self._guard.label({CLOUD: one_line(", ".join(self._result.clouds), 1000)})
 
     async def _leave_out_what_is_released(self) -> None:
         released = await released_before(self._client, self._plan, self._run.id)
@@ -347,8 +380,7 @@ class Batch:
                     row.stage, row.detail = Stage.SKIPPED, "not every release of the batch could be planned"
             raise _failed(self._result)
         hashes = {row.name: row.plan.plan_hash for row in rows if row.plan}
-        canonical = json.dumps([self._plan.digest, sorted(hashes.items())])
-        self._result.plan_hash = hashlib.sha256(canonical.encode()).hexdigest()[:16]
+        self._result.plan_hash = hash_of(self._plan, self._request.approval, hashes)
         wanted = self._request.expect_plan
         if wanted and wanted != self._result.plan_hash:
             for row in rows:
@@ -408,7 +440,7 @@ class Batch:
     async def _approved(self, what: str, key: str, told: str) -> None:
         """Returns once a person has approved, and notes who."""
         request, result = self._request, self._result
-        await self._guard.label(_ASKED, str(self._run.run_count))
+        await self._guard.label({_ASKED: str(self._run.run_count)})
         result.waiting = what
         show(result)
         head = f"**Release {what}**" + (f", asked by {markdown(by)}" if (by := request.requested_by) else "")
@@ -498,6 +530,7 @@ class Batch:
                     state = await children.carry_out(release.name, parameters, begun)
             except Abort:
                 row.stage, row.detail = Stage.FAILED, "another process goes on with its flow run"
+                row.may_pass = True
                 return
             except LockLostError as error:
                 if not error.retryable:
@@ -518,7 +551,7 @@ class Batch:
             if attempt < _TRIES:
                 row.stage, row.detail, row.error = Stage.RUNNING, f"to be gone on with: {problem}", None
                 await asyncio.sleep(attempt * _PAUSE_SECONDS)
-        row.stage, row.detail = ended, problem
+        row.stage, row.detail, row.may_pass = ended, problem, True
         show(self._result)
 
     @asynccontextmanager
@@ -539,6 +572,19 @@ class Batch:
                 raise
 
 
+def _images_refused(plan: Plan, found: Mapping[str, Chosen]) -> dict[tuple[str | int, ...], str]:
+    """The images that the plan names and the block of their release does not allow: why, by their path."""
+    places: dict[tuple[str | int, ...], str] = {}
+    for number, release in enumerate(plan.releases):
+        chosen = found[release.target or plan.target]
+        for container, image in (release.images or {}).items():
+            try:
+                refuse_by_block(chosen, {container: image})
+            except InputError as error:
+                places["releases", number, "images", container] = error.problem
+    return places
+
+
 def _point(row: Row, run_id: UUID) -> None:
     """Has the row point to the child's flow run."""
     row.flow_run_id, row.link = str(run_id), run_link(run_id)
@@ -549,6 +595,7 @@ async def _note(row: Row, state: State[Any]) -> None:
     stage = _STAGES.get((state.type, state.name or "")) or _STAGES[(state.type, "")]
     detail = "" if state.is_completed() else one_line(state.message or state.name, 1000)
     result: Any = None
+    may_pass = True  # of one that left no word nobody knows better
     try:
         result = await state.aresult(raise_on_failure=False)
     except MissingResult:
@@ -557,11 +604,13 @@ async def _note(row: Row, state: State[Any]) -> None:
     except (ValueError, OSError) as error:
         detail = detail or f"its result is out of reach here: {one_line(error, 120)}"
     if isinstance(result, RolloutError):
+        may_pass = result.may_pass
         row.error, detail, result = result.to_dict(), str(result), result.result
     if isinstance(result, ReleaseResult):
         row.note(result)
         if result.outcome is Outcome.TIMED_OUT:
             stage = Stage.TIMED_OUT
+    row.may_pass = may_pass and stage not in {Stage.RELEASED, Stage.PLANNED, Stage.SKIPPED}
     row.detail, row.stage = detail, stage
 
 
@@ -587,7 +636,7 @@ def _plans(result: BatchResult) -> str:
     lines = [
         f"- **{markdown(row.name)}:** {markdown(summary(row.plan))}" for row in result.releases if row.plan
     ]
-    return "\n".join([*lines, f"\nPlan hash: `{result.plan_hash}`\n"])
+    return "\n".join([*lines, f"\n{markdown(result.procedure)}\n\nPlan hash: `{result.plan_hash}`\n"])
 
 
 def plan_tag(plan: Plan) -> str:

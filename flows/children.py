@@ -80,8 +80,9 @@ class Kept:
         return None if undone else run
 
     def tags(self, name: str) -> list[str]:
-        """The tags by which a child is found again."""
-        return [batch_tag(self.batch.id), f"{self.kind}:{name}"]
+        """The tags by which a child is found again, and those that limit what it may do."""
+        inherited = [tag for tag in self.batch.tags if tag.startswith(guard.INHERITED)]
+        return [batch_tag(self.batch.id), f"{self.kind}:{name}", *inherited]
 
     async def parent_task(self, name: str) -> UUID:
         """A task run of the batch that stands for the child, as Prefect makes one for each subflow."""
@@ -259,9 +260,11 @@ class OnWorkPool:
         client = self.kept.client
 
         async def one(run_id: UUID) -> None:
-            state = (await client.read_flow_run(run_id)).state
+            run = await client.read_flow_run(run_id)
+            state = run.state
             if state is None or state.type in {StateType.SCHEDULED, StateType.PENDING, StateType.PAUSED}:
-                await client.set_flow_run_state(run_id, Cancelled(message=why))
+                nothing = "nothing more was written" if run.run_count else "nothing was written"
+                await client.set_flow_run_state(run_id, Cancelled(message=f"{why}: {nothing}"))
             elif not state.is_final():
                 await client.set_flow_run_state(run_id, Cancelling(message=why))
 

@@ -1,7 +1,9 @@
 """What the flows here have in common: the guard, the order of the clusters, the watching, the ending."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, TypeVar, cast
 from uuid import UUID
 
@@ -12,14 +14,15 @@ from prefect.cache_policies import INPUTS, RUN_ID
 from prefect.client.schemas.objects import State
 from prefect.context import FlowRunContext, TagsContext
 from prefect.exceptions import Abort, TerminationSignal
-from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL
-from prefect.states import Cancelled, Completed
+from prefect.states import Cancelled, Completed, Crashed
 from prefect.utilities.urls import url_for
 from pydantic import BaseModel
 
 from prefect_rollout import events
-from prefect_rollout.blocks import open_target
-from prefect_rollout.difference import summary
+from prefect_rollout.aftermath import aftermath
+from prefect_rollout.blocks import open_target, opened_as
+from prefect_rollout.diagnosis import Diagnosis
+from prefect_rollout.difference import UNSEEN, summary
 from prefect_rollout.errors import (
     ClusterNotFoundError,
     ConfigurationError,
@@ -35,7 +38,18 @@ from prefect_rollout.errors import (
 )
 from prefect_rollout.flows.admission import admit
 from prefect_rollout.flows.punctual import skip_unless_due
-from prefect_rollout.guard import ROLLED_BACK, Guard, Standing, lock_name, watching
+from prefect_rollout.guard import (
+    CLOUD,
+    ENDS,
+    INHERITED,
+    ROLLED_BACK,
+    TARGET,
+    Guard,
+    Standing,
+    lock_name,
+    watching,
+)
+from prefect_rollout.guard import stopped as stopped_here
 from prefect_rollout.ledger import ENTRANCE, asker_of, entrance_of
 from prefect_rollout.models import (
     Action,
@@ -46,22 +60,30 @@ from prefect_rollout.models import (
     ReleasePlan,
     ReleaseResult,
     Request,
+    RollbackRequest,
     Version,
     same_id,
+    same_or_none,
 )
 from prefect_rollout.platforms.port import Platform
-from prefect_rollout.progress import Progress, listening, tell
+from prefect_rollout.progress import ROLL_BACK, Progress, listening, tell
+from prefect_rollout.records import RECORD, deployment_tags, revision_tag
+from prefect_rollout.replicas import kept, released
+from prefect_rollout.revisions import Event, Record
 from prefect_rollout.tasks import (
     check_deployment,
+    choose_rollback,
+    find_where_live,
     note_online,
     parse_metadata,
-    publish_deployment,
     report_release,
+    roll_back_deployment,
     wait_for_pods,
+    wait_for_rollback,
 )
 from prefect_rollout.tasks.before import Before, online_everywhere, still_online
 from prefect_rollout.tasks.step import may_have_run_before
-from prefect_rollout.text import one_line
+from prefect_rollout.text import address, one_line
 from prefect_rollout.turns import resting
 from prefect_rollout.verdict import Expected, Verdict, running
 
@@ -108,9 +130,11 @@ class Run:
         self.result = result
         self.platform = platform
         self.in_place = False
+        self.in_last_stage = False
         self.app_id: Id = request.app_id
         self._guard = guard
         self._deployment: Deployment | None = None
+        self._record: Record | None = None
 
     @property
     def deployment(self) -> Deployment:
@@ -132,7 +156,23 @@ class Run:
             await self._read(anew=True)  # what was read hours ago may have changed
 
     async def _admit(self, wait_seconds: float) -> bool:
-        return await admit(self.app_id, self.request, self.result, self._guard, wait_seconds=wait_seconds)
+        rollback = isinstance(self.request, RollbackRequest)
+        return await admit(
+            self.app_id,
+            self.request,
+            self.result,
+            self._guard,
+            wait_seconds=wait_seconds,
+            way_back=self._way_back if rollback else None,
+        )
+
+    async def _way_back(self) -> list[str]:
+        """The clusters in which what a rollback goes to was live before."""
+        request, names = self.request, [cluster.cluster for cluster in self.result.clusters]
+        if not isinstance(request, RollbackRequest) or request.to_template in {None, ""}:
+            return names  # each goes to what was released there
+        with listening(_unheard, alone=True):  # it comes before the steps that a rollback shows
+            return await find_where_live(self.deployment, names, request.to_template, target=request.target)
 
     async def _read(self, *, anew: bool = False) -> None:
         request, result = self.request, self.result
@@ -140,6 +180,13 @@ class Run:
         if anew:
             check, parse = check.with_options(refresh_cache=True), parse.with_options(refresh_cache=True)
         checked = await check(request.app_id, request.deployment, target=request.target)
+        if checked.platform != self.platform.identity:
+            raise ConfigurationError(
+                f"this run began on the cloud {one_line(checked.platform, 120)}, and its target is "
+                f"{one_line(self.platform.identity, 120)} now",
+                advice="Start a new release there, or put the target back and retry the run.",
+                field="target",
+            )
         self._deployment, result.app = checked.deployment, checked.app.name
         self.app_id = checked.app.id
         scope = await parse(checked.deployment, request.clusters)
@@ -164,15 +211,21 @@ class Run:
         """
         request = self.request
         names = [cluster.cluster for cluster in self.result.clusters]
+        # An earlier try of the run has recorded something, perhaps.
+        record = Record.read(self._guard.labels.get(RECORD)) or Record(
+            platform=self.platform.identity, deployment=str(self.deployment.id), clusters=[]
+        )
+        record.clusters = sorted({*record.clusters, *names})
         await self._guard.lock(
             [lock_name(self.platform.identity, self.app_id, request.deployment, name) for name in names],
             tags=[
-                f"app:{one_line(self.app_id, 80)}",
-                f"deployment:{one_line(request.deployment, 80)}",
+                *deployment_tags(self.app_id, request.deployment),
                 *(f"cluster:{one_line(name, 80)}" for name in names),
             ],
+            labels={RECORD: record.model_dump_json()},
             wait_seconds=request.lock_wait_seconds,
         )
+        self._record = record
         await self._admit(0)  # the wait for the lock may have taken long
 
     def moves_to(self, versions: Mapping[str, Version], before: Mapping[str, Before]) -> list[Move]:
@@ -182,6 +235,7 @@ class Run:
             version, now = versions[cluster.cluster], before[cluster.cluster]
             cluster.template, cluster.template_before = version.id, now.template_id
             cluster.images_before = now.version.images if now.version else None
+            cluster.note = released(now.desired, now.pods, cluster.replicas).note
             moves.append(
                 Move(
                     cluster=cluster.cluster,
@@ -208,6 +262,9 @@ class Run:
         moves = []
         for cluster in self.result.clusters:
             cluster.template = cluster.template_before = online[cluster.cluster]
+            if restarted:
+                now = before[cluster.cluster]
+                cluster.replicas, cluster.note, _ = kept(now.desired, now.pods, cluster.replicas)
             moves.append(
                 Move(
                     cluster=cluster.cluster,
@@ -233,6 +290,7 @@ class Run:
                     # What an earlier try of the run did may have been undone since.
                     await still_online(self.platform, self.deployment, expected)
                 expected.append(await self._write(move, write))
+            self.in_last_stage = stage is stages[-1]
             await self._watch(expected)
 
     def _stages(self, moves: Sequence[Move]) -> list[list[Move]]:
@@ -245,13 +303,17 @@ class Run:
 
     async def _write(self, move: Move, write: Write) -> Expected:
         cluster = self._cluster(move.cluster)
-        cluster.published = None  # not known until it returns; `look` finds out
+        cluster.published = cluster.ready = None  # not known until it returns; `look` finds out
         accepted = self._guard.accepted
         pods = await write(move)
         cluster.published = True
         self._tell_published(cluster, move.template_id, since=accepted)
         known = move.before.pods
-        return move.expected(pods if known is None else known | (pods or {}))
+        expected = move.expected(pods if known is None else known | (pods or {}))
+        if expected.baseline is None and not move.in_place and (move.changed or move.restarted):
+            cluster.note = "; ".join(filter(None, (cluster.note, UNSEEN)))
+            get_run_logger().warning("%s: %s", one_line(move.cluster, 80), UNSEEN)
+        return expected
 
     def _tell_published(
         self, cluster: ClusterResult, template: Id, *, since: int, rollback: bool = False
@@ -260,15 +322,59 @@ class Run:
         if self._guard.accepted > since or not may_have_run_before():
             events.published(self.result, self.platform.identity, cluster, template, rollback=rollback)
 
-    async def _watch(self, expected: Sequence[Expected]) -> None:
-        verdict = await wait_for_pods(
-            self.deployment,
-            expected,
-            poll_seconds=self.request.poll_seconds,
-            poll_attempts=self.request.poll_attempts,
-            grace_seconds=self.request.grace_seconds,
-            target=self.request.target,
-        )
+    async def record(
+        self, events: Iterable[tuple[Event, Id | None, str]], labels: Mapping[str, str] | None = None
+    ) -> None:
+        """Record `(event, template, cluster)` in a label of the run, for the releases that follow.
+
+        Raises:
+            ConfigurationError: the Prefect API did not answer.
+        """
+        if self._record is None:
+            raise RuntimeError("only a run that holds its locks records anything")
+        made = self.result.template_id if self.result.action is Action.DEPLOY else None
+        now, tags = datetime.now(UTC), set()
+        for event, template_id, cluster in events:
+            if template_id is not None:
+                self._record.note(event, template_id, cluster, now)
+                # The description of a template names the run that made it; other runs are found by a tag.
+                tags |= set() if same_or_none(template_id, made) else {revision_tag(template_id)}
+        await self._guard.label({**(labels or {}), RECORD: self._record.model_dump_json()}, tags)
+
+    async def _record_verdict(self, verdict: Verdict | None, expected: Sequence[Expected]) -> None:
+        # A scaling keeps the pods that run, of whichever template.
+        if verdict is None or self.result.action is Action.SCALE:
+            return
+        released = {judged.cluster for judged in verdict.clusters if judged.released}
+        # A restart that fails says nothing against the template.
+        both = self.result.action is not Action.RESTART
+        events: list[tuple[Event, Id | None, str]] = [
+            ("ready" if each.cluster in released else "failed", each.template_id, each.cluster)
+            for each in expected
+            if both or each.cluster in released
+        ]
+        if not events:
+            return
+        try:
+            await self.record(events)
+        except ConfigurationError as error:  # it changes nothing of what is live
+            get_run_logger().warning("What the pods showed could not be recorded: %s", one_line(error))
+
+    async def _watch(self, expected: Sequence[Expected], *, rollback: bool = False) -> None:
+        watch = wait_for_rollback if rollback else wait_for_pods
+        try:
+            verdict = await watch(
+                self.deployment,
+                expected,
+                poll_seconds=self.request.poll_seconds,
+                poll_attempts=self.request.poll_attempts,
+                grace_seconds=self.request.grace_seconds,
+                target=self.request.target,
+            )
+        except ReleaseError as error:
+            await self._record_verdict(error.verdict, expected)
+            raise
+        await self._record_verdict(verdict, expected)
         self.result.evidence = verdict.evidence
         self._note(verdict)
         for each in expected:
@@ -281,14 +387,15 @@ class Run:
     def _note(self, verdict: Verdict) -> None:
         for judged in verdict.clusters:
             cluster = self._cluster(judged.cluster)
-            cluster.ready, cluster.pods = judged.ready, judged.pods
-            cluster.running = running(judged.pods)
+            cluster.ready, cluster.pods = judged.ready, judged.pods or []
+            cluster.running = None if judged.pods is None else running(judged.pods)
 
     async def look(self) -> None:
         """What is live where, noted in the result as far as the platform answers in time."""
         for cluster in self.result.clusters:
             # Nothing older passes for what is live.
             cluster.online, cluster.online_known, cluster.running = None, False, None
+            cluster.desired = None
         await asyncio.gather(_in_time(self._look_at_online()), _in_time(self._look_at_pods()))
 
     async def _look_at_online(self) -> None:
@@ -305,81 +412,124 @@ class Run:
         status = await self.platform.status(self.deployment, names)
         for cluster in self.result.clusters:
             now = status.get(cluster.cluster)
+            cluster.desired = now.desired if now else None
             if now is not None and now.pods is not None:
                 cluster.pods = now.pods
                 cluster.running = running(now.pods)
 
-    @property
-    def wrote(self) -> bool:
-        """Whether any cluster was written to, or may have been."""
-        return any(cluster.published is not False for cluster in self.result.clusters)
-
     async def roll_back(self, moves: Sequence[Move], failure: RolloutError) -> None:
-        """Puts every cluster that was touched back to what was online before, the last one first.
+        """Puts every cluster that was touched back to what was released there before, the last one first.
+
+        That is what was online before, or an earlier template if that one was not released either.
 
         Raises:
             RollbackFailedError: in at least one cluster that did not succeed; the others were tried.
         """
-        tell(Progress("publish deployment", "running", "rolling back", aloud=True))
+        tell(Progress(ROLL_BACK, "running", "to what was released before", aloud=True))
+        touched = [move for move in reversed(moves) if self._touched(move)]
         try:
-            await self._guard.label(ROLLED_BACK, "yes")
+            await self.record(
+                [("left", move.template_id, move.cluster) for move in touched], {ROLLED_BACK: "yes"}
+            )
         except ConfigurationError as error:  # to go back matters more
             get_run_logger().warning("The run could not be marked as rolled back: %s", one_line(error))
+        ways = await self._ways_back(touched)
         problems: list[str] = []
+        found: list[Diagnosis] = []
         expected: list[Expected] = []
-        for move in reversed(moves):
+        for move in touched:
             cluster = self._cluster(move.cluster)
-            name, target = one_line(move.cluster, 60), move.before.template_id
-            if cluster.published is False:
-                continue
-            ids = {str(move.template_id), str(target)}
-            if cluster.online_known and str(cluster.online) not in ids:
-                continue  # somebody else's release is online by now
+            name, target = one_line(move.cluster, 60), ways.get(move.cluster)
             if target is None:
                 cluster.rolled_back = False
-                problems.append(f"{name}: what was online before is not known, or nothing was")
+                nothing = "no template that was released there before is on record"
+                if move.before.template_id is None:
+                    nothing = "what was online before is not known, or nothing was"
+                problems.append(f"{name}: {nothing}")
                 continue
             accepted = self._guard.accepted
+            if move.before.desired is not None:
+                cluster.replicas = move.before.desired
             try:
-                pods = await publish_deployment(
+                pods = await roll_back_deployment(
                     self.deployment,
                     target,
                     move.cluster,
-                    move.replicas,
+                    cluster.replicas,
                     over=move.template_id,
-                    release_id=self.result.release_id,
-                    key=self._rollback_key(),
+                    key=f"{self.result.release_id}:{self._rollback_key()}:{move.cluster}",
                     target=self.request.target,
                 )
             except RolloutError as error:
                 cluster.rolled_back = False
                 problems.append(f"{name}: {error.problem}")
+                found.append(error.diagnosis)
                 continue
             self._tell_published(cluster, target, since=accepted, rollback=True)
-            if (
-                pods is None
-            ):  # an earlier try wrote; what was listed at the last look stood before it or after
+            if pods is None and cluster.running is not None:
+                # An earlier try wrote; what was listed at the last look stood before it or after.
                 pods = {pod.name: pod.state for pod in cluster.pods}
-            # Pods of before that still stand belong to what is gone back to.
-            kept = move.before.pods or {}
-            baseline = {pod: state for pod, state in pods.items() if pod not in kept}
-            back = move.model_copy(update={"template_id": target, "before": Before()})
-            expected.append(back.expected(baseline))
-        if expected:
-            problems += await self._watch_back(expected)
+            # Old pods that still run belong to what is gone back to.
+            old = move.before.pods
+            baseline = pods and {pod: state for pod, state in pods.items() if pod not in (old or {})}
+            changed = move.changed or not same_id(target, move.before.template_id)
+            update = {
+                "template_id": target,
+                "replicas": cluster.replicas,
+                "before": Before(),
+                "changed": changed,
+            }
+            back = move.model_copy(update=update).expected(baseline)
+            expected.append(back.model_copy(update={"mixed": old is None}))
+        if problems:  # be it that the last cluster went well
+            tell(Progress(ROLL_BACK, "failed", "; ".join(problems)))
+        if expected and (failed_watch := await self._watch_back(expected)):
+            problems.append(failed_watch.problem)
+            found.insert(0, failed_watch.diagnosis)
         if problems:
-            raise RollbackFailedError(
+            failed = RollbackFailedError(
                 f"ROLLBACK FAILED: {'; '.join(problems)}; it was tried because {failure.problem}"
-            ) from failure
+            )
+            failed.found, failed.cause = next(iter(found), None), failure.to_dict()
+            raise failed from failure
+
+    def _touched(self, move: Move) -> bool:
+        """Whether a rollback has to write to the cluster: not if somebody else's release is online by now."""
+        cluster = self._cluster(move.cluster)
+        ours = {str(move.template_id), str(move.before.template_id)}
+        others = cluster.online_known and str(cluster.online) not in ours
+        return cluster.published is not False and not others
+
+    async def _ways_back(self, moves: Sequence[Move]) -> dict[str, Id]:
+        """What each cluster goes back to; clusters in which nothing was online before are left out."""
+        back = [move for move in moves if move.before.template_id is not None]
+        before = {move.cluster: move.before for move in back}
+        if not back:
+            return {}
+        try:
+            with listening(_unheard, alone=True):  # a deploy shows no such step
+                chosen = await choose_rollback(
+                    self.deployment,
+                    before,
+                    over={move.cluster: move.template_id for move in back},
+                    target=self.request.target,
+                )
+        except RolloutError as error:
+            get_run_logger().warning(
+                "Going back to what was online before, released or not: %s", one_line(error)
+            )
+            return {name: each.template_id for name, each in before.items() if each.template_id is not None}
+        self.result.notes += [note for each in chosen.values() for note in each.notes]
+        return {name: version.id for name, version in chosen.items()}
 
     def _rollback_key(self) -> str:
         """What the publishes of a rollback are to the release; those of a retry are not the first one's."""
         tries: int = prefect.runtime.flow_run.run_count
         return "rollback" if tries < 2 else f"rollback-{tries}"
 
-    async def _watch_back(self, expected: Sequence[Expected]) -> list[str]:
+    async def _watch_back(self, expected: Sequence[Expected]) -> RolloutError | None:
         try:
-            await self._watch(expected)
+            await self._watch(expected, rollback=True)
         except RolloutError as error:
             verdict = error.verdict if isinstance(error, ReleaseError) else None
             if verdict:
@@ -389,10 +539,10 @@ class Run:
             )
             for each in expected:
                 self._cluster(each.cluster).rolled_back = each.cluster in released
-            return [error.problem]
+            return error
         for each in expected:
             self._cluster(each.cluster).rolled_back = True
-        return []
+        return None
 
     def failed(self, error: RolloutError) -> None:
         """Notes in the result how `error` ended the run, and in the error what is live where."""
@@ -401,8 +551,44 @@ class Run:
             self.result.outcome = Outcome.TIMED_OUT
         elif isinstance(error, NotApprovedError) and error.rejected:
             self.result.outcome = Outcome.CANCELLED
-        if isinstance(error, ReleaseError) and error.verdict:
+        # After a rollback, its pods are what counts.
+        went_back = any(cluster.rolled_back is not None for cluster in self.result.clusters)
+        if isinstance(error, ReleaseError) and error.verdict and not went_back:
             self._note(error.verdict)
+
+
+class Steps:
+    """How far the steps of a run have come; its result keeps what they took, and which failed."""
+
+    def __init__(self, result: ReleaseResult) -> None:
+        self._result = result
+        self._last: dict[str, Progress] = {}  # the one that moved last at the end
+
+    def note(self, progress: Progress) -> None:
+        """Take in what a step tells."""
+        self._last.pop(progress.step, None)
+        self._last[progress.step] = progress
+        result = self._result
+        result.failed_steps = [step for step, last in self._last.items() if last.state == "failed"]
+        if progress.seconds:
+            total = result.seconds.get(progress.step, 0) + progress.seconds
+            result.seconds[progress.step] = round(total, 3)
+
+    def fail(self, problem: str) -> None:
+        """Tell in which step a run failed, where the step itself did not: not all raise in their tasks."""
+        latest = next(reversed(self._last.values()), None)
+        if latest and (latest.state == "running" or not self._result.failed_steps):
+            tell(Progress(latest.step, "failed", problem))
+
+    def stop(self) -> None:
+        """Tell in which step a run was stopped."""
+        latest = next(reversed(self._last.values()), None)
+        if latest and latest.state in {"running", "retrying"}:
+            tell(Progress(latest.step, "stopped"))
+
+
+def _unheard(_: Progress) -> None:
+    """Hears what a step says, and passes nothing on."""
 
 
 @task(
@@ -432,12 +618,14 @@ async def conduct(
     run_id = UUID(str(prefect.runtime.flow_run.id))
     result = _begun(action, request, run_id)
 
+    steps = Steps(result)
+
     def note(progress: Progress) -> None:
-        if progress.seconds:
-            total = result.seconds.get(progress.step, 0) + progress.seconds
-            result.seconds[progress.step] = round(total, 3)
-        if guard is not None:
-            guard.failing = progress.state == "failed"
+        steps.note(progress)
+        if guard is not None and progress.step != "report release":
+            watched = progress.step == "wait for pods" and progress.state == "done"
+            released = watched and run is not None and run.in_last_stage
+            guard.decided = released or progress.state == "failed"
 
     guard: Guard | None = None
     run: Run | None = None
@@ -445,12 +633,10 @@ async def conduct(
     try:
         with listening(note), _tags_of_tasks():
             await skip_unless_due(request.late_minutes)
-            async with watching(run_id) as guard, open_target(request.target) as platform:
-                link = run_link(run_id)
-                result.links = ({"Flow run": link} if link else {}) | platform.links()
+            async with _opened(request, result) as (platform, guard):
                 run = Run(request, result, platform, guard)
                 try:
-                    await _told(run, lambda: work(run, request))
+                    await _told(run, lambda: work(run, request), steps)
                 finally:
                     standing = await _standing(guard)
         if result.outcome is not Outcome.PLANNED:
@@ -458,41 +644,86 @@ async def conduct(
     except SkippedError as error:
         return _skipped(error, result)
     except RolloutError as error:
-        if standing is Standing.TAKEN_OVER:
-            # Neither a state nor a report of this process may stand over its successor's.
-            raise Abort(f"another process goes on with this run: {error}") from error
-        error.result = result
-        result.error = error.to_dict()
-        await report(result, run)
-        if standing is Standing.CANCELLING or result.outcome is Outcome.CANCELLED:
-            return _cancelled(error, "Rejected" if result.outcome is Outcome.CANCELLED else "Cancelled")
-        raise
+        return await _failed(error, result, run, standing)
     except (asyncio.CancelledError, TerminationSignal) as signalled:
-        if standing is Standing.TAKEN_OVER:
-            raise Abort("another process goes on with this run") from signalled
-        result.outcome = Outcome.CANCELLED
-        why = guard.cancelled if guard else None
-        stopped = _stopped(result, why, wrote=run is not None and run.wrote)
-        stopped.result, result.error = result, stopped.to_dict()
-        await _leave_report(result, run)
-        current = asyncio.current_task()
-        if why is None or current is None:
-            raise  # Prefect says how: Crashed, or Cancelled by the worker that ends the process
-        current.uncancel()
-        return _cancelled(stopped)
+        return await _interrupted(signalled, result, run, guard, standing)
     if standing is Standing.TAKEN_OVER:
         raise Abort("another process goes on with this run")
+    late = _too_late(result) if standing is Standing.CANCELLING else None
+    result.error = late.to_dict() if late else None
     await report(result, run)
-    if standing is Standing.CANCELLING:
-        return _cancelled(_too_late(result, request))
+    if late:
+        return _cancelled(late)
     return _planned(result, result.plan) if result.outcome is Outcome.PLANNED and result.plan else result
 
 
-def _too_late(result: ReleaseResult, request: Request) -> ReleaseCancelledError:
-    error = ReleaseCancelledError(
-        "it was cancelled too late, all was done",
-        advice="Roll back if it shall not stay." if request.writes else "Nothing was written.",
-    )
+@asynccontextmanager
+async def _opened(request: Request, result: ReleaseResult) -> AsyncIterator[tuple[Platform, Guard]]:
+    """The platform of the run's target, and the run's guard; result and labels name the platform."""
+    run_id = UUID(result.release_id)
+    async with open_target(request.target) as platform:
+        chosen = await opened_as(request.target)
+        result.cloud, result.target = chosen.block.address, chosen.name
+        link = run_link(run_id)
+        result.links = ({"Flow run": link} if link else {}) | platform.links()
+        async with watching(run_id, {CLOUD: result.cloud, TARGET: result.target}) as guard:
+            yield platform, guard
+
+
+async def _failed(
+    error: RolloutError, result: ReleaseResult, run: Run | None, standing: Standing
+) -> ReleaseResult:
+    """End a run with `error`: raise it, or return what has the run end as Cancelled or Rejected."""
+    if standing is Standing.TAKEN_OVER:
+        # Neither a state nor a report of this process may stand over its successor's.
+        raise Abort(f"another process goes on with this run: {error}") from error
+    error.result = result
+    if standing is Standing.CANCELLING:
+        left = aftermath(result)
+        error.problem += f"; it was cancelled too: {left.left}"
+        error.advice = f"{error.advice} {left.undo}"
+    result.error = error.to_dict()
+    await report(result, run)
+    if result.outcome is Outcome.CANCELLED:
+        return _cancelled(error, "Rejected")
+    if standing is Standing.CANCELLING:
+        return _cancelled(error)
+    raise error
+
+
+async def _interrupted(
+    signalled: BaseException,
+    result: ReleaseResult,
+    run: Run | None,
+    guard: Guard | None,
+    standing: Standing,
+) -> ReleaseResult:
+    """End a run that was stopped: raise `signalled`, or return what has it end as Cancelled or Crashed."""
+    if standing is Standing.TAKEN_OVER:
+        raise Abort("another process goes on with this run") from signalled
+    result.outcome = Outcome.CANCELLED
+    why = guard.cancelled if guard else None
+    left = aftermath(result)
+    stopped = ReleaseCancelledError(f"{why or ENDS}: {left.left}", advice=left.undo)
+    stopped.live = result.live if result.wrote else "as before, no cluster was written to"
+    stopped.result = result
+    result.error = stopped.to_dict()
+    stopped_here.append(stopped)
+    await _leave_report(result, run)
+    current = asyncio.current_task()
+    if guard is None or why is None or current is None:
+        # Prefect says how: Crashed, or Cancelled by the worker that ends the process.
+        get_run_logger().warning("%s", stopped)
+        raise signalled
+    current.uncancel()
+    if guard.ends and standing is not Standing.CANCELLING:
+        return cast(ReleaseResult, Crashed(data=stopped, message=str(stopped)))
+    return _cancelled(stopped)
+
+
+def _too_late(result: ReleaseResult) -> ReleaseCancelledError:
+    left = aftermath(result, done=True)
+    error = ReleaseCancelledError(f"it was cancelled too late, all was done: {left.left}", advice=left.undo)
     error.live, error.result = result.live, result
     return error
 
@@ -516,9 +747,9 @@ def _begun(action: Action, request: Request, run_id: UUID) -> ReleaseResult:
 
 
 def _tags_of_tasks() -> TagsContext:
-    """The run's tags for its tasks, less its entrance: for each tag of a task Prefect looks for a limit."""
+    """The run's tags for its tasks, less those of its entrance: Prefect looks for a limit for each tag."""
     tags = TagsContext.get().current_tags
-    return TagsContext(current_tags={tag for tag in tags if not tag.startswith(ENTRANCE)})
+    return TagsContext(current_tags={tag for tag in tags if not tag.startswith((ENTRANCE, *INHERITED))})
 
 
 async def _standing(guard: Guard) -> Standing:
@@ -528,19 +759,6 @@ async def _standing(guard: Guard) -> Standing:
             return await guard.standing()
     except TimeoutError:
         return Standing.OURS
-
-
-def _stopped(result: ReleaseResult, why: str | None, *, wrote: bool) -> ReleaseCancelledError:
-    """The error of a run that was stopped, with what it leaves behind."""
-    stopped = ReleaseCancelledError(why or "its process was told to end")
-    if wrote:
-        stopped.live = result.live
-        return stopped
-    made = result.template_id if result.action is Action.DEPLOY else None
-    created = "" if made is None else f"; template {one_line(made, 40)} was created"
-    stopped.advice = "Retry the run to go on where it stopped."
-    stopped.live = f"as before, no cluster was written to{created}"
-    return stopped
 
 
 def _planned(result: ReleaseResult, plan: ReleasePlan) -> ReleaseResult:
@@ -584,18 +802,20 @@ async def foreseen(work: Awaitable[None]) -> None:
         raise UnforeseenError(f"{type(error).__name__}, which nobody foresaw") from error
 
 
-async def _told(run: Run, work: Callable[[], Awaitable[None]]) -> None:
+async def _told(run: Run, work: Callable[[], Awaitable[None]], steps: Steps) -> None:
     """`work`, with a last look at what is live where it does not end well after a write."""
     try:
         await foreseen(work())
     except RolloutError as error:
+        steps.fail(error.problem)
         run.failed(error)
-        if run.wrote:
+        if run.result.wrote:
             await run.look()
             error.live = run.result.live
         raise
     except (asyncio.CancelledError, TerminationSignal):
-        if run.wrote:
+        steps.stop()
+        if run.result.wrote:
             await run.look()
         raise
 
@@ -641,7 +861,5 @@ async def _leave_report(result: ReleaseResult, run: Run | None) -> None:
 
 
 def run_link(run_id: UUID) -> str:
-    """The address of a flow run in the Prefect UI; empty where the embedded API serves none."""
-    if not (PREFECT_UI_URL.value() or PREFECT_API_URL.value()):
-        return ""
-    return url_for("flow-run", obj_id=run_id) or ""
+    """Return the address of a flow run in the Prefect UI; empty if there is none."""
+    return address(url_for("flow-run", obj_id=run_id) or "")

@@ -8,6 +8,7 @@ from prefect import flow
 
 from prefect_rollout.difference import hold_to
 from prefect_rollout.errors import LockLostError, RolloutError
+from prefect_rollout.flows.allowed import check_images
 from prefect_rollout.flows.approval import approve, question, refuse_where_nobody_answers
 from prefect_rollout.flows.conduct import Move, Run, conduct, rename
 from prefect_rollout.flows.planning import hold, hold_moves, plan_only, plan_to_approve
@@ -51,7 +52,7 @@ async def deploy_latest_image(
     app_id: int | str,
     deployment: str,
     template_id: int | str | None = None,
-    target: str = "container-cloud/default",
+    target: str = "",
     clusters: list[str] | None = None,
     images: dict[str, str] | None = None,
     reason: str = "",
@@ -75,13 +76,15 @@ async def deploy_latest_image(
     """Release a deployment: the images of a template, the newest by default, to all its clusters.
 
     The eight steps of the article, each a task that is retried by itself. The flow run is green only
-    when every cluster runs the new template with the replicas wanted and nothing else.
+    when every cluster runs the new template with the replicas wanted and nothing else. Templates whose
+    release failed, or that were rolled back, are not taken for the newest.
 
     Args:
         app_id: Id of the app, such as 3290.
         deployment: Exact name of the deployment, such as qapm-home.
-        template_id: Template to release from; empty for the newest.
-        target: Block with the platform's credentials, as type-slug/name.
+        template_id: Template to release from, even if its release failed; empty for the newest released one.
+        target: Block with the platform's credentials, as type-slug/name; environment for the K8S_ variables.
+            Empty for container-cloud/default, or for the variables if nobody saved it.
         clusters: Release only these clusters; empty for all that the metaData names.
         images: Images in place of the template's, by container: {"qapm-home": "registry/name:tag"}.
         reason: Why; kept in the new template's description and in the report.
@@ -126,9 +129,10 @@ async def _deploy(run: Run, request: ReleaseRequest) -> None:
     template = await get_template(
         run.deployment, request.template_id, release_id=result.release_id, target=request.target
     )
-    result.base_template_id = template.id
+    result.base_template_id, result.notes = template.id, list(template.notes)
 
     result.images = await build_image_list(template, request.images)
+    await check_images(run, result.images, request.images or {})
     await rename(_name(request, result))
     if not request.writes:
         await plan_only(run, request)
@@ -192,13 +196,12 @@ async def publish(run: Run, move: Move) -> dict[str, str | None] | None:
 async def _back(run: Run, moves: Sequence[Move], error: RolloutError) -> None:
     """Rolls back what was touched, and says so in `error`."""
     run.failed(error)
-    if not run.wrote:
+    if not run.result.wrote:
         return
     await run.look()
     await run.roll_back(moves, error)
-    if any(cluster.rolled_back for cluster in run.result.clusters):
+    if run.result.rolled_back:
         error.problem += "; rolled back"
-        error.advice += " This run is over: start a new release when that is mended."
 
 
 def _name(request: ReleaseRequest, result: ReleaseResult) -> str:

@@ -10,6 +10,7 @@ from prefect_rollout.models import (
     ClusterResult,
     Id,
     Outcome,
+    Procedure,
     ReleasePlan,
     ReleaseRequest,
     Request,
@@ -122,5 +123,6 @@ def _asked(run: Run) -> Asked:
         template_id=template_id,
         images=images,
         replicas=replicas,
+        procedure=Procedure.of(request),
         release_id=run.result.release_id,
     )

@@ -25,7 +25,7 @@ from prefect_rollout.tasks import restart_deployment
 async def restart(
     app_id: int | str,
     deployment: str,
-    target: str = "container-cloud/default",
+    target: str = "",
     clusters: list[str] | None = None,
     reason: str = "",
     order: Order = "together",
@@ -47,7 +47,8 @@ async def restart(
     Args:
         app_id: Id of the app, such as 3290.
         deployment: Exact name of the deployment, such as qapm-home.
-        target: Block with the platform's credentials, as type-slug/name.
+        target: Block with the platform's credentials, as type-slug/name; environment for the K8S_ variables.
+            Empty for container-cloud/default, or for the variables if nobody saved it.
         clusters: Restart only these clusters; empty for all that the metaData names.
         reason: Why; kept in the report.
         order: together restarts everywhere and then watches; one-by-one goes on when a cluster is ready.

@@ -2,7 +2,8 @@
 
 from prefect import flow
 
-from prefect_rollout.flows.conduct import Run, conduct, first_name, rename
+from prefect_rollout.flows.allowed import check_images
+from prefect_rollout.flows.conduct import Move, Run, conduct, first_name, rename
 from prefect_rollout.flows.deploy import publish
 from prefect_rollout.flows.planning import hold, hold_moves, plan_only
 from prefect_rollout.models import (
@@ -18,6 +19,7 @@ from prefect_rollout.models import (
     RollbackRequest,
     Seconds,
     WindowWait,
+    newest_first,
 )
 from prefect_rollout.tasks import choose_rollback, note_online
 from prefect_rollout.text import one_line
@@ -28,7 +30,7 @@ async def rollback(
     app_id: int | str,
     deployment: str,
     to_template: int | str | None = None,
-    target: str = "container-cloud/default",
+    target: str = "",
     clusters: list[str] | None = None,
     reason: str = "",
     order: Order = "together",
@@ -45,15 +47,17 @@ async def rollback(
     break_glass: Reason = "",
     late_minutes: LateMinutes = 60,
 ) -> ReleaseResult:
-    """Roll a deployment back: each cluster to the template that was online there before the present one.
+    """Roll a deployment back: each cluster to the last template that was released there before.
 
-    Nothing is created: a template of before is published again, and watched as in a release.
+    Templates whose release failed, or that were rolled back, are skipped. Nothing is created: an earlier
+    template is published again, and watched as in a release.
 
     Args:
         app_id: Id of the app, such as 3290.
         deployment: Exact name of the deployment, such as qapm-home.
-        to_template: Template to go back to in every cluster; empty for each cluster's previous one.
-        target: Block with the platform's credentials, as type-slug/name.
+        to_template: Template to go back to in every cluster; empty for the last one released in each.
+        target: Block with the platform's credentials, as type-slug/name; environment for the K8S_ variables.
+            Empty for container-cloud/default, or for the variables if nobody saved it.
         clusters: Roll back only these clusters; empty for all that the metaData names.
         reason: Why; kept in the report.
         order: together publishes everywhere and then watches; one-by-one goes on when a cluster is ready.
@@ -71,7 +75,7 @@ async def rollback(
         late_minutes: Minutes after its scheduled time at which a run skips itself; 0 for never.
 
     Raises:
-        NoPreviousTemplateError: the history has nothing to go back to.
+        NoPreviousTemplateError: the history has nothing that was released to go back to.
         RolloutError: whatever else ended it; `error.result` is the result so far.
     """
     request = RollbackRequest.of(**locals())
@@ -86,6 +90,10 @@ async def _rollback(run: Run, request: RollbackRequest) -> None:
     names = [cluster.cluster for cluster in result.clusters]
     before = await note_online(run.deployment, names, target=request.target)
     versions = await choose_rollback(run.deployment, before, request.to_template, target=request.target)
+    result.notes = [note for each in versions.values() for note in each.notes]
+    if request.to_template not in {None, ""}:
+        for version in versions.values():
+            await check_images(run, version.images, {})
     ids = {str(version.id): version for version in versions.values()}
     if len(ids) == 1:
         (version,) = ids.values()
@@ -98,4 +106,11 @@ async def _rollback(run: Run, request: RollbackRequest) -> None:
     await hold(run, request, {cluster: (each.id, each.images) for cluster, each in versions.items()})
     moves = run.moves_to(versions, before)
     hold_moves(run, moves)
+    # Nothing is wrong with what gives way to a newer template.
+    await run.record([("left", move.before.template_id, move.cluster) for move in moves if _is_back(move)])
     await run.roll(moves, lambda move: publish(run, move))
+
+
+def _is_back(move: Move) -> bool:
+    before = move.before.template_id
+    return before is not None and newest_first(move.template_id) < newest_first(before)

@@ -29,7 +29,7 @@ async def scale(
     app_id: int | str,
     deployment: str,
     replicas: Annotated[int, Field(ge=1, le=32)],
-    target: str = "container-cloud/default",
+    target: str = "",
     clusters: list[str] | None = None,
     reason: str = "",
     order: Order = "together",
@@ -54,7 +54,8 @@ async def scale(
         app_id: Id of the app, such as 3290.
         deployment: Exact name of the deployment, such as qapm-home.
         replicas: Pods in each cluster.
-        target: Block with the platform's credentials, as type-slug/name.
+        target: Block with the platform's credentials, as type-slug/name; environment for the K8S_ variables.
+            Empty for container-cloud/default, or for the variables if nobody saved it.
         clusters: Scale only these clusters; empty for all that the metaData names.
         reason: Why; kept in the report.
         order: together scales everywhere and then watches; one-by-one goes on when a cluster is ready.

@@ -1,5 +1,6 @@
 """What stood in each cluster before a write: noted, so that the verdict and a rollback know it."""
 
+import asyncio
 from collections.abc import Mapping, Sequence
 
 from pydantic import BaseModel
@@ -8,9 +9,14 @@ from prefect_rollout.blocks import open_target
 from prefect_rollout.errors import ConflictError, NoTemplateError, NotFoundError, TemplateError
 from prefect_rollout.models import ClusterStatus, Deployment, Id, Version, same_id
 from prefect_rollout.platforms.port import Platform
+from prefect_rollout.settings import patience
 from prefect_rollout.tasks.step import run_logger, say, step
 from prefect_rollout.text import one_line
+from prefect_rollout.turns import resting
 from prefect_rollout.verdict import Expected
+
+# How often pods that are not reported are looked for again; the pause doubles each time.
+_LOOKS_AGAIN = 3
 
 
 class Before(BaseModel):
@@ -22,12 +28,14 @@ class Before(BaseModel):
         pods: `{pod: state}`; `None` where the platform did not say, or where this release was published
             already when it was looked at.
         generation: the cluster's generation, where it is reported.
+        desired: how many pods the platform was asked for, where it is reported.
     """
 
     template_id: Id | None = None
     version: Version | None = None
     pods: dict[str, str | None] | None = None
     generation: int | None = None
+    desired: int | None = None
 
     def differs_from(self, version: Version) -> bool:
         """Whether the pods of `version` differ from those that were online; unknown counts as yes."""
@@ -70,13 +78,22 @@ async def look_before(
         own: templates of this release. What stood before one that is online already is not known.
     """
     online = {entry.cluster: entry.template_id for entry in await platform.online(deployment)}
-    status = await platform.status(deployment, clusters)
+    live = [
+        cluster
+        for cluster, template_id in online.items()
+        if cluster in clusters and not any(same_id(template_id, each) for each in own)
+    ]
+    status = await seen(platform, deployment, clusters, live)
     versions: dict[str, Version | None] = {str(version.id): version for version in known}
     before = {}
     for cluster in clusters:
         template_id, now = online.get(cluster), status.get(cluster)
         if template_id is None:
-            before[cluster] = Before(pods=pods_of(now) or {}, generation=now.generation if now else None)
+            before[cluster] = Before(
+                pods=pods_of(now) or {},
+                generation=now.generation if now else None,
+                desired=now.desired if now else None,
+            )
             continue
         if any(same_id(template_id, each) for each in own):
             before[cluster] = Before()
@@ -88,8 +105,33 @@ async def look_before(
             version=versions[str(template_id)],
             pods=pods_of(now),
             generation=now.generation if now else None,
+            desired=now.desired if now else None,
         )
     return before
+
+
+async def seen(
+    platform: Platform, deployment: Deployment, clusters: Sequence[str], live: Sequence[str]
+) -> dict[str, ClusterStatus]:
+    """Return the status of each cluster; looks again, for some seconds, where pods are not reported.
+
+    Args:
+        platform: where to look.
+        deployment: as step 1 found it.
+        clusters: the clusters.
+        live: those where pods are to be expected.
+    """
+    status = await platform.status(deployment, clusters)
+    pause = patience().retry_delay_seconds
+    for _ in range(_LOOKS_AGAIN):
+        unseen = [cluster for cluster in live if pods_of(status.get(cluster)) is None]
+        if not unseen:
+            break
+        async with resting():
+            await asyncio.sleep(pause)
+        status |= await platform.status(deployment, unseen)
+        pause *= 2
+    return status
 
 
 def pods_of(status: ClusterStatus | None) -> dict[str, str | None] | None:

@@ -2,7 +2,8 @@
 
 from collections.abc import Mapping
 
-from prefect_rollout.errors import ContainerNotFoundError
+from prefect_rollout.errors import ContainerNotFoundError, InputError
+from prefect_rollout.images import usable_image
 from prefect_rollout.models import Version
 from prefect_rollout.tasks.step import say, step
 from prefect_rollout.text import one_line
@@ -19,6 +20,7 @@ async def build_image_list(template: Version, images: Mapping[str, str] | None =
     Raises:
         ContainerNotFoundError: the template has no container, or none of a name in `images`; the
             error lists those that exist.
+        InputError: one of `images` is no image reference.
     """
     chosen = choose_images(template, images)
     say("build image list", ", ".join(one_line(image, 120) for image in chosen.values()))
@@ -31,7 +33,11 @@ def choose_images(template: Version, images: Mapping[str, str] | None = None) ->
     where = f"in template {one_line(template.id, 80)}"
     if not listed:
         raise ContainerNotFoundError(f"there is no container with a name and an image {where}")
-    for container in images or {}:
+    for container, image in (images or {}).items():
         if container not in listed:
             raise ContainerNotFoundError.named(container, list(listed), where)
+        try:
+            usable_image(image)
+        except ValueError as error:
+            raise InputError(f"images.{one_line(container, 80)}: {error}", field="images") from None
     return {**listed, **(images or {})}

@@ -9,10 +9,11 @@ from prefect_rollout.text import one_line
 
 
 class Checked(BaseModel):
-    """An app and the one of its deployments that a release is about."""
+    """An app and the one of its deployments that a release is about, and the `identity` of their platform."""
 
     app: App
     deployment: Deployment
+    platform: str
 
 
 @step("check deployment", "check {deployment} of app {app_id}")
@@ -32,4 +33,4 @@ async def check_deployment(app_id: int | str, deployment: str, *, target: str) -
         app = await platform.app(app_id)
         found = await platform.deployment(app_id, deployment)
     say("check deployment", f"app {one_line(app.name, 80)}, deployment id {one_line(found.id, 80)}")
-    return Checked(app=app, deployment=found)
+    return Checked(app=app, deployment=found, platform=platform.identity)

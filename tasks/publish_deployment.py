@@ -19,7 +19,6 @@ async def publish_deployment(
     *,
     over: int | str | None,
     release_id: str,
-    key: str = "publish",
     target: str,
 ) -> dict[str, str | None] | None:
     """Has a cluster run `replicas` pods of the template.
@@ -39,7 +38,6 @@ async def publish_deployment(
         over: the template that was online when the release was prepared; `None` if none was or it is
             unknown.
         release_id: names this release; a repeat with the same id publishes nothing new.
-        key: what this publish is to the release: `publish`, or `rollback`.
         target: the block document `type-slug/name` of the platform.
 
     Raises:
@@ -48,14 +46,27 @@ async def publish_deployment(
             was published since this one was prepared.
     """
     say("publish deployment", f"{one_line(cluster, 80)}, replicas {replicas}")
+    key = f"{release_id}:publish:{cluster}"
+    return await publish(deployment, template_id, cluster, replicas, over=over, key=key, target=target)
+
+
+async def publish(
+    deployment: Deployment,
+    template_id: Id,
+    cluster: str,
+    replicas: int,
+    *,
+    over: Id | None,
+    key: str,
+    target: str,
+) -> dict[str, str | None] | None:
+    """Do what `publish_deployment` says; `key` is the write's idempotency key."""
     async with open_target(target) as platform:
         if await _took_effect(platform, deployment, template_id, cluster, over):
             run_logger().info("%s has this release's template: not published again", one_line(cluster))
             return None
         status = (await platform.status(deployment, [cluster])).get(cluster)
-        await guard.write(
-            platform.publish(deployment, template_id, cluster, replicas, key=f"{release_id}:{key}:{cluster}")
-        )
+        await guard.write(platform.publish(deployment, template_id, cluster, replicas, key=key))
     return pods_of(status)
 
 

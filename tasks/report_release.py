@@ -1,5 +1,7 @@
 """Step 8: report how the release ended."""
 
+import hashlib
+import json
 import re
 from datetime import UTC, datetime
 
@@ -34,6 +36,15 @@ async def report_release(result: ReleaseResult) -> ReleaseResult:
 
 
 def artifact_key(result: ReleaseResult, kind: str = "release") -> str:
-    """`<kind>-<app id>-<deployment>` in the characters that Prefect allows: a-z, 0-9 and dashes."""
-    name = f"{kind}-{result.app_id}-{result.deployment}".lower()
-    return re.sub(r"-+", "-", re.sub(r"[^a-z0-9]", "-", name)).strip("-")[:255]
+    """Return `<kind>-<app id>-<deployment>` in the characters that Prefect allows: a-z, 0-9 and dashes.
+
+    A name that cannot be read back from that, such as `web_api`, ends in two dashes and a hash, so that no
+    two deployments share a key.
+    """
+    app_id, deployment = str(result.app_id), result.deployment
+    key = f"{kind}-{app_id}-{deployment}"
+    if re.fullmatch(r"[a-z]+-[a-z0-9]+(-[a-z0-9]+)+", key) and "-" not in app_id and len(key) <= 255:
+        return key
+    exact = json.dumps([app_id, deployment]).encode()
+    shown = re.sub(r"[^a-z0-9]+", "-", key.lower()).strip("-")
+    return f"{shown[:200]}--{hashlib.sha256(exact).hexdigest()[:16]}"

@@ -31,7 +31,8 @@ async def restart_deployment(
             now = (await platform.status(deployment, [cluster])).get(cluster)
             newer = now and None not in (now.generation, before.generation)
             moved = newer and now and (now.generation or 0) > (before.generation or 0)
-            if moved or set(pods_of(now) or {}) - set(before.pods or {}):
+            known = before.pods is not None
+            if moved or (known and set(pods_of(now) or {}) - set(before.pods or {})):
                 run_logger().info("%s has restarted already: not asked again", one_line(cluster))
                 return
         await guard.write(platform.restart(deployment, cluster, key=f"{release_id}:restart:{cluster}"))

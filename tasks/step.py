@@ -15,7 +15,7 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger
 from prefect.tasks import exponential_backoff
 
-from prefect_rollout.errors import RolloutError
+from prefect_rollout.errors import UNLISTED, NotFoundError, RolloutError
 from prefect_rollout.progress import Progress, tell
 from prefect_rollout.settings import patience
 
@@ -68,6 +68,8 @@ def step(
                 result = await fn(*args, **kwargs)
             except RolloutError as error:
                 error.step = error.step or name
+                if isinstance(error, NotFoundError) and UNLISTED in tags_of_the_run():
+                    error.unlist()
                 again = error.retryable and _tries_left()
                 seconds = time.monotonic() - started
                 tell(Progress(name, "retrying" if again else "failed", error.problem, seconds))
@@ -114,6 +116,12 @@ def may_have_run_before() -> bool:
     if flow_run is None or flow_run.flow_run is None:
         return True
     return flow_run.flow_run.run_count > 1 or (task_run is not None and task_run.task_run.run_count > 1)
+
+
+def tags_of_the_run() -> list[str]:
+    """The tags of the flow run that runs here; none outside of one."""
+    context = FlowRunContext.get()
+    return context.flow_run.tags if context and context.flow_run else []
 
 
 def _tries_left() -> bool:

@@ -54,8 +54,30 @@ async def wait_for_pods(
         ReleaseTimedOutError: what was still missing, in which clusters; as with the other, its
             `verdict` is the last look.
     """
+    return await watch(
+        "wait for pods",
+        deployment,
+        expected,
+        poll_seconds=poll_seconds,
+        poll_attempts=poll_attempts,
+        grace=Grace(seconds=grace_seconds),
+        target=target,
+    )
+
+
+async def watch(
+    step_name: str,
+    deployment: Deployment,
+    expected: Sequence[Expected],
+    *,
+    poll_seconds: float,
+    poll_attempts: int,
+    grace: Grace,
+    target: str,
+) -> Verdict:
+    """Do what `wait_for_pods` says, as the step of that name."""
     clusters = [cluster.cluster for cluster in expected]
-    grace, longest_wait = Grace(seconds=grace_seconds), patience().longest_retry_after_seconds
+    longest_wait = patience().longest_retry_after_seconds
     logger = run_logger()
     verdict: Verdict | None = None
     said = ""
@@ -81,7 +103,7 @@ async def wait_for_pods(
                 tick = max(tick, math.ceil((at - started + wait) / poll_seconds))
                 verdict = judge(expected, Look(at=at, clusters=now), verdict, grace=grace, last=last)
                 if not unanswered:
-                    tell(Progress("wait for pods", "running", verdict.counts, aloud=True))
+                    tell(Progress(step_name, "running", verdict.counts, aloud=True))
                 if verdict.ending is Ending.RELEASED:
                     logger.info("All new pods are ready: %s", verdict.counts)
                     return verdict

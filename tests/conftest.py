@@ -1,5 +1,6 @@
 """What the tests run against: a Prefect server of their own, and simulated clouds over real sockets."""
 
+import gc
 import os
 import shutil
 import ssl
@@ -25,6 +26,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
         stdin=subprocess.PIPE,
         start_new_session=True,
     )
+gc.set_threshold(100_000, 50, 100)
 _HOME = Path(tempfile.mkdtemp(prefix="prefect-rollout-tests-"))
 os.environ |= {
     "PREFECT_HOME": str(_HOME),
@@ -46,8 +48,9 @@ _authorities = ssl.create_default_context(cafile=certifi.where()).get_ca_certs(b
 (_HOME / "authority.pem").write_text(ssl.DER_cert_to_PEM_cert(_authorities[0]))
 
 import pytest  # noqa: E402
+from prefect.context import SettingsContext, get_settings_context  # noqa: E402
 from prefect.events.worker import EventsWorker  # noqa: E402
-from prefect.settings import PREFECT_API_URL, temporary_settings  # noqa: E402
+from prefect.settings import PREFECT_API_URL, Settings  # noqa: E402
 
 import servers  # noqa: E402
 from prefect_rollout.simulator import Scenario, SimulatorServer  # noqa: E402
@@ -83,20 +86,29 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give each test a group for one worker, by default its file's, and put the slowest groups first."""
+    """Keep the tests that share a module's fixtures on one worker, and put the slowest first."""
     ranks: dict[str, int] = {}
     groups: dict[pytest.Item, str] = {}
     for item in items:
         if "prefect_server" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.server)
+        server = item.get_closest_marker("server") is not None
         marker = item.get_closest_marker("xdist_group")
         groups[item] = str(marker.args[0]) if marker else item.path.name
-        if marker is None:
+        if marker is None and server and not _shares(item):
+            groups[item] = item.nodeid
+        elif marker is None:
             item.add_marker(pytest.mark.xdist_group(item.path.name))
-        # A group of its own is for tests that take long.
-        rank = 0 if marker else 1 if item.get_closest_marker("server") else 2
+        # Groups of tests with a server take long.
+        rank = 2 if not server else 0 if marker or _shares(item) else 1
         ranks[groups[item]] = min(rank, ranks.get(groups[item], rank))
     items.sort(key=lambda item: (ranks[groups[item]], groups[item]))
+
+
+def _shares(item: pytest.Item) -> bool:
+    """Return whether the item uses a fixture that its module makes once."""
+    found: dict[str, Any] = getattr(item, "_fixtureinfo").name2fixturedefs  # noqa: B009 - pytest has no other way
+    return any(each[-1].scope == "module" for each in found.values())
 
 
 @pytest.fixture(scope="session")
@@ -108,10 +120,16 @@ def prefect_server() -> Iterator[str]:
         EventsWorker.drain_all(timeout=10)
 
 
+@pytest.fixture(scope="session")
+def _settings(prefect_server: str) -> Settings:
+    """Prefect's settings with the tests' server; Prefect takes long to check them."""
+    return get_settings_context().settings.copy_with_update(updates={PREFECT_API_URL: prefect_server})
+
+
 @pytest.fixture
-def prefect_api(prefect_server: str) -> Iterator[str]:
+def prefect_api(prefect_server: str, _settings: Settings) -> Iterator[str]:
     """Has this process speak to the tests' Prefect server."""
-    with temporary_settings({PREFECT_API_URL: prefect_server}):
+    with SettingsContext(profile=get_settings_context().profile, settings=_settings):
         yield prefect_server
 
 

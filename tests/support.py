@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 from uuid import UUID
 
 import httpx
+import psutil
 
 import forked
 from prefect_rollout.platforms.signing import StarkHmacSigner
@@ -206,6 +207,17 @@ async def task_runs_of(run_id: UUID, at_least: int = 1) -> list[Any]:
         while len(found := await client.read_task_runs(flow_run_filter=wanted)) < at_least:  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     return found
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and all it started: Prefect's worker takes minutes to end at times."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        killed = [process, *process.children(recursive=True)]
+        for each in killed:
+            with suppress(psutil.NoSuchProcess):
+                each.kill()
+        psutil.wait_procs(killed, 30)
 
 
 def lives(pid: int) -> bool:

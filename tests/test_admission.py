@@ -96,6 +96,7 @@ async def default_windows(prefect_api: str) -> AsyncIterator[None]:
         await ReleaseWindows.adelete("default")
 
 
+@pytest.mark.promise("Nothing is written in a closed release window")
 @pytest.mark.parametrize(
     ("flow", "more"), [(deploy_latest_image, {}), (restart, {}), (scale, {"replicas": 2})]
 )
@@ -109,7 +110,7 @@ async def test_nothing_is_written_where_the_default_windows_are_closed(
     assert said.startswith(
         "the release window 'freeze' of release-windows/default is closed for pub-bjwdt until "
     )
-    assert "UTC. Retry the run when the window is open; or" in said
+    assert "UTC. Wait until the window is open; or" in said
     assert cloud.record == []
     result = caught.value.result
     assert result is not None
@@ -185,6 +186,7 @@ async def test_other_apps_and_other_clusters_are_not_concerned(make_cloud: Any) 
     assert (await deploy_latest_image(**api, clusters=["pub-bjwdt"])).outcome is Outcome.RELEASED
 
 
+@pytest.mark.promise("Nothing is written in a closed release window")
 async def test_it_waits_until_the_window_opens_and_reads_anew_what_it_releases_to(
     cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -250,6 +252,7 @@ async def test_a_run_that_waits_can_be_cancelled(cloud: Cloud) -> None:
     assert cloud.record == []
 
 
+@pytest.mark.promise("Nothing is written in a closed release window")
 async def test_breaking_the_glass_passes_and_is_recorded(cloud: Cloud) -> None:
     heard = Heard()
     with listening(heard.note):
@@ -305,6 +308,7 @@ async def test_a_dry_run_is_admitted(cloud: Cloud) -> None:
     assert result.break_glass == ""
 
 
+@pytest.mark.promise("Nothing is written in a closed release window")
 async def test_a_window_that_closed_while_a_release_waited_for_its_lock_refuses_it(cloud: Cloud) -> None:
     await save("closing")
     slow: dict[str, Any] = {

@@ -17,7 +17,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.filters import EventFilter, EventResourceFilter
 from prefect.exceptions import ObjectNotFound, Pause
 from prefect.flow_engine import run_flow_async
-from prefect.settings import PREFECT_API_URL, PREFECT_LOCAL_STORAGE_PATH, temporary_settings
+from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling, Scheduled
 
 from prefect_rollout import guard
@@ -31,7 +31,7 @@ from prefect_rollout.errors import (
 )
 from prefect_rollout.flows import approval, deploy_latest_image
 from prefect_rollout.flows.again import go_on
-from prefect_rollout.flows.approval import Decision, question, refuse_where_nobody_answers
+from prefect_rollout.flows.approval import Decision, question
 from prefect_rollout.models import Action, Difference, Outcome, ReleasePlan, ReleaseRequest, ReleaseResult
 from prefect_rollout.reaper import HEARTBEAT
 from support import Cloud, lives, served
@@ -134,6 +134,7 @@ async def waiting_here(**parameters: Any) -> tuple[asyncio.Task[Any], UUID]:
 # ---- a Prefect deployment's run -----------------------------------------------------------------
 
 
+@pytest.mark.promise("Who asked cannot approve")
 @pytest.mark.usefixtures("prefect_api")
 async def test_a_release_is_suspended_and_released_once_somebody_has_approved(cloud: Cloud) -> None:
     run_id = await suspended(reason="<b>new</b> home")
@@ -190,6 +191,7 @@ async def _in_state(run_id: UUID, wanted: StateType) -> None:
         await asyncio.sleep(0.2)
 
 
+@pytest.mark.promise("Who asked cannot approve")
 @pytest.mark.usefixtures("prefect_api")
 async def test_a_rejected_release_ends_as_rejected_and_stays_so_when_it_is_retried(cloud: Cloud) -> None:
     run_id = await suspended()
@@ -205,14 +207,21 @@ async def test_a_rejected_release_ends_as_rejected_and_stays_so_when_it_is_retri
     assert all("was cancelled" in report and "lisi rejected it" in report for report in await reports(run_id))
 
 
+@pytest.mark.promise("Who asked cannot approve")
 @pytest.mark.usefixtures("prefect_api")
-async def test_who_asked_for_a_release_cannot_approve_it(cloud: Cloud) -> None:
+async def test_who_asked_for_a_release_cannot_approve_it(
+    cloud: Cloud, caplog: pytest.LogCaptureFixture
+) -> None:
     run_id = await suspended()
     await answer(run_id, "approve", " Ｚhang\u0053an ")
     with pytest.raises(Pause):
         await begun(run_id)
     again = await inputs(run_id, "suspended-release-2-description")
-    assert "somebody else has to" in again["suspended-release-2-description"]
+    refusal = "has asked for it and cannot approve it, somebody else has to"
+    assert refusal in again["suspended-release-2-description"]
+    (logged,) = [entry.message for entry in caplog.records if "is refused" in entry.message]
+    assert logged.startswith("Approval 1 of 5 is refused: Ｚhang")
+    assert logged.endswith(refusal)
     await answer(run_id, "approve", "lisi")
     assert (await begun(run_id)).approved_by == "lisi"
     assert len(cloud.record) == 2
@@ -301,6 +310,7 @@ async def test_a_retry_after_the_approval_does_not_ask_again(cloud: Cloud) -> No
     assert cloud.writes == ["template 1343170", "publish 1343170 to pub-bjwdt"]
 
 
+@pytest.mark.promise("What was planned is what is done")
 @pytest.mark.usefixtures("prefect_api")
 async def test_what_changed_while_somebody_thought_it_over_is_not_what_was_approved(cloud: Cloud) -> None:
     run_id = await suspended()
@@ -426,14 +436,6 @@ async def test_a_run_that_another_run_started_asks_nobody(cloud: Cloud) -> None:
     with pytest.raises(InputError, match="approval: a run that another flow run started"):
         await parent()
     assert [seen["call"] for seen in cloud.requests] == []
-
-
-def test_the_embedded_api_has_nobody_to_ask() -> None:
-    with (
-        temporary_settings(restore_defaults={PREFECT_API_URL}),
-        pytest.raises(ConfigurationError, match="embedded API"),
-    ):
-        refuse_where_nobody_answers()
 
 
 # ---- the question -------------------------------------------------------------------------------

@@ -176,6 +176,7 @@ async def test_more_failures_than_the_budget_start_no_further_release(make_cloud
     assert skipped.detail == "2 failed, more than the failure budget of 1"
 
 
+@pytest.mark.promise("A batch releases each app once")
 async def test_what_waits_for_a_failed_release_is_skipped_and_the_rest_goes_on(make_cloud: Any) -> None:
     cloud = make_cloud(**shop(4, {1: BAD_IMAGE}))
     plan = plan_of(4, failure_budget="100%")
@@ -189,6 +190,7 @@ async def test_what_waits_for_a_failed_release_is_skipped_and_the_rest_goes_on(m
 # ---- killed, retried, continued -------------------------------------------------------------------
 
 
+@pytest.mark.promise("A batch releases each app once")
 @pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.xdist_group("batches")
 async def test_a_batch_that_is_killed_in_wave_2_is_gone_on_with_and_releases_nothing_twice(
@@ -233,6 +235,7 @@ async def until(holds: Any, seconds: float = 60) -> None:
             await asyncio.sleep(0.05)
 
 
+@pytest.mark.promise("A batch releases each app once")
 async def test_a_retry_runs_what_was_not_released_and_nothing_else(make_cloud: Any) -> None:
     cloud = make_cloud(**shop(4, {2: {"kind": "slow_pull", "seconds": 900}}))
     first = await failing(plan_of(4, 2, failure_budget=0))

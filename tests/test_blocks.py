@@ -153,3 +153,40 @@ def test_a_signer_that_cannot_sign_is_refused_before_anything_is_sent(signer: st
 def test_a_missing_ca_file_is_refused_before_anything_is_sent(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="ca_file"):
         ContainerCloud(**KEY, ca_file=tmp_path / "missing.pem").get_client()
+
+
+@pytest.mark.parametrize(
+    ("registry", "link"),
+    [
+        ("harbor.qihoo.net", "https://harbor.qihoo.net"),
+        ("harbor.qihoo.net:8443/qdgc", "https://harbor.qihoo.net:8443/qdgc"),
+        ("http://harbor.qihoo.net", "http://harbor.qihoo.net"),
+    ],
+)
+def test_a_registry_is_linked_by_its_web_address(registry: str, link: str) -> None:
+    assert ContainerCloud(**KEY, registry_url=registry).get_client().links()["Image registry"] == link
+
+
+@pytest.mark.parametrize(
+    "registry",
+    [
+        "javascript:alert(1)",
+        "javascript://x/%0aalert(1)",
+        "data:text/html,x",
+        "file:///etc/passwd",
+        "ftp://harbor.qihoo.net",
+        "https://me:s3cret@harbor.qihoo.net",
+        "me:s3cret@harbor.qihoo.net",
+        "two words",
+        "https://",
+    ],
+)
+def test_a_registry_that_is_no_web_address_is_refused(monkeypatch: pytest.MonkeyPatch, registry: str) -> None:
+    with pytest.raises(ValidationError, match="registry_url") as caught:
+        ContainerCloud(**KEY, registry_url=registry)
+    assert "s3cret" not in str(caught.value)
+    for name, value in {"KEY_ID": "key", "SECRET_KEY": "s3cret", "REGISTRY_URL": registry}.items():
+        monkeypatch.setenv(f"K8S_{name}", value)
+    with pytest.raises(ConfigurationError, match="registry_url") as wrong:
+        ContainerCloud.from_environment()
+    assert "s3cret" not in str(wrong.value)

@@ -85,6 +85,7 @@ def writes(cloud: Cloud) -> list[str]:
 # ---- released -----------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("Green means released")
 async def test_the_articles_app_is_released_in_eight_steps(cloud: Cloud, prefect_api: str) -> None:
     result = await release(reason="首次发布")
 
@@ -125,6 +126,7 @@ async def test_the_articles_app_is_released_in_eight_steps(cloud: Cloud, prefect
     assert "✅ qapm-home is released" in str(artifact.data)
 
 
+@pytest.mark.promise("Green means released")
 async def test_every_cluster_is_published_to_in_the_metadatas_order_with_its_own_replicas(
     make_cloud: Any,
 ) -> None:
@@ -178,12 +180,14 @@ async def test_the_template_and_the_images_asked_for_are_released(make_cloud: An
     assert (sent["templateId"], sent["images"]) == (10, result.images)
 
 
+@pytest.mark.promise("Green means released")
 async def test_a_release_that_changes_nothing_is_released(make_cloud: Any) -> None:
     cloud = make_cloud(optional_fields=False, **app(online={"c1": 10}))
     assert (await release(**WEB)).outcome is Outcome.RELEASED
     assert writes(cloud) == ["template 11", "publish 11 to c1"]
 
 
+@pytest.mark.promise("Green means released")
 async def test_zero_replicas_are_released_when_no_pod_is_left(make_cloud: Any) -> None:
     make_cloud(**app(clusters={"c1": 0}))
     (cluster,) = (await release(**WEB)).clusters
@@ -320,6 +324,7 @@ async def test_a_platform_that_asks_to_wait_too_long_ends_the_step(cloud: Cloud)
 SHORT = {"poll_seconds": 0.05, "poll_attempts": 20}
 
 
+@pytest.mark.promise("Green means released")
 @pytest.mark.parametrize(("deployment", "optional_fields"), [("crash-loop", False), ("no-pods", True)])
 async def test_pods_that_do_not_get_ready_time_the_release_out(
     make_cloud: Any, deployment: str, optional_fields: bool
@@ -335,6 +340,7 @@ async def test_pods_that_do_not_get_ready_time_the_release_out(
     assert len(polls) <= 3 + SHORT["poll_attempts"]  # two looks at what stood before, one at what is live
 
 
+@pytest.mark.promise("A failure says why")
 async def test_a_time_out_names_the_pods_that_wait_and_leaves_a_report_that_says_why(cloud: Cloud) -> None:
     error = await failure(ReleaseTimedOutError, deployment="bad-image", **SHORT)
     waiting = error.data["not_ready"]["pub-bjwdt"]
@@ -361,6 +367,7 @@ async def test_a_time_out_names_the_pods_that_wait_and_leaves_a_report_that_says
     assert "What to do" in str(artifact.data)
 
 
+@pytest.mark.promise("A failure says why")
 async def test_a_refused_quota_is_a_failure_with_the_clouds_words(cloud: Cloud) -> None:
     error = await failure(QuotaExceededError, deployment="no-quota")
     assert "配额不足" in str(error)
@@ -395,6 +402,7 @@ async def test_a_cloud_that_says_nothing_any_more_is_a_time_out_that_says_so(clo
 # ---- again --------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("A crash loses nothing")
 async def test_a_failed_run_that_is_retried_goes_on_where_it_stopped(cloud: Cloud) -> None:
     cloud.faults({"call": "publish", "cluster": "pub-bjyt", "kind": "status", "status": 400})
     error = await failure(RejectedError, deployment="qapm-api")

@@ -25,7 +25,7 @@ from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.models import ReleaseResult
 from prefect_rollout.runner import _heard
 from prefect_rollout.worker import RolloutWorker
-from support import Cloud, eventually, prefect, served, worker
+from support import Cloud, eventually, kill_tree, prefect, served, worker
 from tap import tapped
 
 
@@ -115,8 +115,7 @@ async def test_a_release_that_is_cancelled_in_the_ui_stops_before_its_next_write
             assert second.is_completed(), second.message
             result = await second.aresult()
     finally:
-        process.terminate()
-        process.wait(180)
+        kill_tree(process.pid)
     assert isinstance(result, ReleaseResult)
     assert (result.outcome, result.template_id) == ("released", 1343171)
     assert [(entry["template"], entry["cluster"]) for entry in cloud.record] == [

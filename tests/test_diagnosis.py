@@ -6,9 +6,9 @@ from prefect_rollout.diagnosis import Category, Diagnosis
 STABLE = """
     InvalidImageName ImagePullError CrashLoopBackOff OOMKilled ContainerConfigError Unschedulable
     QuotaExceeded ContainerNotReady PodPending UnknownState NoPods OldPodsLeft NotObserved NoStatus
-    Unconfirmed ReplicasDiffer InvalidInput Configuration NotFound MetaData Template Unauthenticated
-    AccessDenied Rejected Conflict Overloaded ServerFault Unreachable UnusableAnswer Cancelled Locked
-    Batch WindowClosed Internal
+    Unconfirmed ReplicasDiffer BaselineUnknown InvalidInput Configuration NotFound MetaData Template
+    Unauthenticated AccessDenied Rejected Conflict Overloaded ServerFault Unreachable UnusableAnswer
+    Cancelled Locked Batch WindowClosed Internal
 """
 
 

@@ -84,13 +84,14 @@ async def failure(flow: Any, **parameters: Any) -> ReleaseResult:
     return caught.value.result
 
 
+@pytest.mark.promise("Every ending is told once for each try")
 async def test_a_release_tells_its_start_each_publish_and_its_end(cloud: Cloud) -> None:
     result = await deploy_latest_image(
         **{**FAST, "deployment": "qapm-api"}, reason="测试", requested_by="zhang"
     )
     found = await events_of(result.release_id, "released")
     assert names(found) == ["started", "published", "published", "released"]
-    platform = cloud.url.removeprefix("http://")
+    platform = cloud.url.replace("http://127.0.0.1", "localhost")
     for event in found:
         assert dict(event.resource.root) == {
             "prefect.resource.id": f"prefect-rollout.deployment.{platform}.3290.qapm-api",
@@ -124,6 +125,7 @@ async def test_a_release_tells_its_start_each_publish_and_its_end(cloud: Cloud) 
     assert all(each["before"] for each in last["clusters"])
 
 
+@pytest.mark.promise("Every ending is told once for each try")
 async def test_a_release_that_times_out_says_why_and_what_to_do(cloud: Cloud) -> None:
     result = await failure(deploy_latest_image, **{**FAST, "deployment": "never-ready", "poll_attempts": 30})
     found = await events_of(result.release_id, "timed-out")
@@ -223,6 +225,7 @@ async def test_a_process_that_was_taken_over_tells_no_end(make_cloud: Any, inter
     await set_state(run.id, Crashed())
 
 
+@pytest.mark.promise("Every ending is told once for each try")
 async def test_a_retry_does_not_tell_again_what_was_published(make_cloud: Any) -> None:
     cloud = make_cloud(faults=[{"call": "publish", "nth": 2, "kind": "status", "status": 400}])
     api = {**FAST, "deployment": "qapm-api"}

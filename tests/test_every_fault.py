@@ -247,6 +247,7 @@ ONCE = {
 }
 
 
+@pytest.mark.promise("No write happens twice")
 @both(KINDS, TROUBLES)
 async def test_a_fault_at_any_exchange_costs_a_try_and_nothing_twice(
     lanes: list[Lane], exchanges: list[Exchange], name: str, complete: bool

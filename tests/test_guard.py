@@ -43,6 +43,7 @@ from prefect_rollout.errors import (
 )
 from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.models import Outcome
+from prefect_rollout.platforms.container_cloud import cloud_identity
 from prefect_rollout.progress import Progress, listening
 from support import Cloud
 
@@ -99,6 +100,7 @@ async def end(release: asyncio.Task[Any]) -> BaseException:
 # ---- the lock -----------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("One release at a time")
 async def test_a_second_release_of_a_deployment_is_refused_and_told_who_holds_it(cloud: Cloud) -> None:
     first = asyncio.create_task(deploy_latest_image(**SLOW))
     await until(cloud, "publish")
@@ -128,6 +130,7 @@ async def test_another_deployment_and_another_cluster_are_not_held_up(cloud: Clo
     await end(first)
 
 
+@pytest.mark.promise("One release at a time")
 async def test_a_second_release_waits_for_the_first_and_then_runs(make_cloud: Any) -> None:
     cloud = make_cloud(speed=5)
     home: dict[str, Any] = {
@@ -192,6 +195,7 @@ async def test_a_release_that_was_given_up_and_lives_goes_on(make_cloud: Any) ->
     ]
 
 
+@pytest.mark.promise("One release at a time")
 async def test_a_lost_lease_stops_the_release_before_its_next_write(make_cloud: Any) -> None:
     cloud = make_cloud(faults=[{"call": "templates", "nth": 1, "kind": "delay", "seconds": 1}])
     release = asyncio.create_task(
@@ -208,6 +212,7 @@ async def test_a_lost_lease_stops_the_release_before_its_next_write(make_cloud: 
     assert cloud.record == []
 
 
+@pytest.mark.promise("One release at a time")
 async def test_a_zombie_leaves_its_successors_run_alone(make_cloud: Any) -> None:
     cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 4}])
     api: dict[str, Any] = {**FAST, "deployment": "qapm-api", "on_failure": "rollback"}
@@ -232,7 +237,7 @@ async def test_a_zombie_leaves_its_successors_run_alone(make_cloud: Any) -> None
 
 async def test_a_limit_that_does_not_admit_one_at_a_time_is_named(cloud: Cloud) -> None:
     home: dict[str, Any] = {**FAST, "deployment": "qapm-home"}
-    name = guard.lock_name(cloud.url.partition("//")[2], 3290, "qapm-home", "pub-bjwdt")
+    name = guard.lock_name(cloud_identity(cloud.url), 3290, "qapm-home", "pub-bjwdt")
     right = {"limit": 1, "active": True, "active_slots": 0}
     async with get_client() as client:
         await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
@@ -265,6 +270,7 @@ async def test_a_lease_is_renewed_by_its_own_length_however_long_the_next_are(
 # ---- cancel -------------------------------------------------------------------------------------
 
 
+@pytest.mark.promise("A cancel stops before the next write")
 @pytest.mark.parametrize("state", [Cancelling, Cancelled])
 async def test_a_cancelled_release_stops_and_says_what_is_live(cloud: Cloud, state: Any) -> None:
     release = asyncio.create_task(deploy_latest_image(**SLOW))
@@ -280,12 +286,17 @@ async def test_a_cancelled_release_stops_and_says_what_is_live(cloud: Cloud, sta
     assert ended.state is not None
     assert ended.state.is_cancelled()
     assert "pub-bjwdt has template 1343170 online" in (ended.state.message or "")
-    assert "was cancelled" in await report_of(run.id)
+    left = "template 1343170 was published to pub-bjwdt, and the cloud continues with it"
+    assert f"cancelled in Prefect: {left}. Roll back to undo it." in (ended.state.message or "")
+    report = await report_of(run.id)
+    assert "was cancelled" in report
+    assert left in report
     # The lock is free.
     with pytest.raises(BaseException, match="after"):
         await deploy_latest_image(**{**SLOW, "lock_wait_seconds": 0, "poll_attempts": 2})
 
 
+@pytest.mark.promise("A cancel stops before the next write")
 async def test_a_release_cancelled_before_a_write_writes_nothing(make_cloud: Any) -> None:
     cloud = make_cloud(faults=[{"call": "templates", "nth": 1, "kind": "delay", "seconds": 2}])
     release = asyncio.create_task(deploy_latest_image(**SLOW))
@@ -298,8 +309,10 @@ async def test_a_release_cancelled_before_a_write_writes_nothing(make_cloud: Any
         ended = await client.read_flow_run(run.id)
     assert ended.state is not None
     assert "no cluster was written to" in (ended.state.message or "")
+    assert "cancelled in Prefect: nothing was written." in (ended.state.message or "")
 
 
+@pytest.mark.promise("A cancel stops before the next write")
 async def test_a_write_that_is_on_its_way_is_heard_out_before_the_end(make_cloud: Any) -> None:
     cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 2}])
     release = asyncio.create_task(deploy_latest_image(**SLOW))
@@ -334,15 +347,28 @@ async def test_ctrl_c_cancels_every_release_of_the_process(cloud: Cloud) -> None
     assert not guard.cancel_all("Ctrl-C")
 
 
+@pytest.mark.promise("A cancel stops before the next write")
 @pytest.mark.parametrize(
-    ("deployment", "last", "outcome", "says"),
+    ("deployment", "last", "outcome", "says", "left"),
     [
-        ("qapm-home", ("wait for pods", "done"), Outcome.RELEASED, "too late"),
-        ("no-quota", ("publish deployment", "failed"), Outcome.FAILED, "配额不足"),
+        (
+            "qapm-home",
+            ("wait for pods", "done"),
+            Outcome.RELEASED,
+            "too late",
+            "template 1343170 was published to pub-bjwdt, and it stays. Roll back to undo it.",
+        ),
+        (
+            "no-quota",
+            ("publish deployment", "failed"),
+            Outcome.FAILED,
+            "配额不足",
+            "it was cancelled too: nothing was published; template 1343170 was created",
+        ),
     ],
 )
 async def test_a_cancel_that_comes_too_late_leaves_the_run_cancelled_and_the_truth_told(
-    cloud: Cloud, deployment: str, last: tuple[str, str], outcome: Outcome, says: str
+    cloud: Cloud, deployment: str, last: tuple[str, str], outcome: Outcome, says: str, left: str
 ) -> None:
     def cancel(progress: Progress) -> None:
         if (progress.step, progress.state) == last:
@@ -357,8 +383,11 @@ async def test_a_cancel_that_comes_too_late_leaves_the_run_cancelled_and_the_tru
         ended = await client.read_flow_run(UUID(caught.value.result.release_id))
     assert ended.state is not None
     assert ended.state.is_cancelled()
+    assert left in (ended.state.message or "")
+    assert left.split(". ", maxsplit=1)[0] in (await report_of(ended.id)).replace("\\", "")
 
 
+@pytest.mark.promise("A cancel stops before the next write")
 async def test_a_cancel_does_not_hide_the_error_that_ended_the_run_before_it(cloud: Cloud) -> None:
     def cancel(progress: Progress) -> None:
         if progress.state == "failed":

@@ -35,18 +35,29 @@ NASTY = f"{MARKUP} {LINKS}{STEERING}{LINES}"
 
 DEPLOYMENT, CLUSTER = PRINTABLE, f"c {PRINTABLE}"
 WEB: dict[str, Any] = {"app_id": 1, "deployment": DEPLOYMENT, "poll_seconds": 0.1, "poll_attempts": 100}
-CONTAINERS = [{"name": f"web {NASTY}", "image": f"r/web:1{NASTY}"}]
-TEMPLATE = {"kind": "Deployment", "spec": {"template": {"spec": {"containers": CONTAINERS}}}}
+
+
+def template(image: str) -> dict[str, Any]:
+    containers = [{"name": f"web {NASTY}", "image": image}]
+    return {"kind": "Deployment", "spec": {"template": {"spec": {"containers": containers}}}}
+
+
+def written(number: int, image: str) -> dict[str, Any]:
+    return {"id": number, "template": template(image), "description": NASTY, "user": NASTY}
+
+
+# A pod of a hostile image would not start: it is online, and the release takes the newer one.
 SPEC = {
     "id": 1,
     "name": DEPLOYMENT,
     "clusters": {CLUSTER: 1},
-    "templates": [{"id": 10, "template": TEMPLATE, "description": NASTY, "user": NASTY}],
+    "templates": [written(10, f"r/web:1{NASTY}"), written(11, "r/web:2")],
+    "online": {CLUSTER: 10},
 }
 APPS = [{"id": 1, "name": NASTY, "deployments": [SPEC]}]
 
 
-def nasty_pods(path: str, body: bytes) -> bytes:
+def nasty(path: str, body: bytes) -> bytes:
     """Names and states that no simulated cluster would give its pods."""
     answer = json.loads(body)
     if "/status?" in path and "data" in answer:
@@ -66,7 +77,7 @@ def shop(make_cloud: Any) -> Cloud:
 
 @pytest.fixture
 def tap(shop: Cloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Tap]:
-    with tapped(shop.url, nasty_pods) as made:
+    with tapped(shop.url, nasty) as made:
         monkeypatch.setenv("K8S_API_URL", made.url)
         yield made
 
@@ -126,7 +137,8 @@ async def assert_tame(run_id: UUID, links: list[str], steps: int = 2) -> str:
     assert page.tags <= OURS
     assert sorted(map(str, page.targets)) == sorted(links)
     assert page.headings[0].startswith(("✅", "❌", "📋"))
-    assert {"Clusters", "Images", "Pods at the last look", "Time"} >= set(page.headings[1:])
+    ours = {"Clusters", "Choice of the template", "Images", "Pods at the last look", "Time"}
+    assert ours >= set(page.headings[1:])
     tables = [str(artifact.data) for artifact in artifacts if artifact.type == "table"]
     assert len(tables) == (0 if page.headings[0].startswith("📋") else 1)  # a dry run changes nothing
     cells = [
@@ -146,6 +158,7 @@ async def assert_tame(run_id: UUID, links: list[str], steps: int = 2) -> str:
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
+@pytest.mark.promise("What others wrote is shown as words")
 async def test_hostile_names_are_words_in_a_release(tap: Tap) -> None:
     result = await deploy_latest_image(**WEB, reason="[x](http://evil.example)\n# evil")
     shown = await assert_tame(UUID(result.release_id), list(result.links.values()), steps=8)
@@ -166,6 +179,7 @@ async def failure(kind: type[RolloutError], **parameters: Any) -> RolloutError:
     return caught.value
 
 
+@pytest.mark.promise("What others wrote is shown as words")
 async def test_hostile_pods_are_words_when_a_release_times_out(shop: Cloud, tap: Tap) -> None:
     behaviour = {"kind": "never_ready"}
     shop.control(
@@ -178,6 +192,7 @@ async def test_hostile_pods_are_words_when_a_release_times_out(shop: Cloud, tap:
     assert f"ContainersNotReady{MARKUP[:30]}" in shown
 
 
+@pytest.mark.promise("What others wrote is shown as words")
 async def test_a_hostile_message_is_words_in_the_failure(shop: Cloud, tap: Tap) -> None:
     shop.faults({"call": "publish", "kind": "status", "status": 400, "message": NASTY})
     error = await failure(PlatformError)
@@ -196,7 +211,8 @@ META = {
 
 @pytest.mark.parametrize("meta", META.values(), ids=META)
 async def test_hostile_metadata_forges_no_line_of_a_log(make_cloud: Any, meta: dict[str, Any]) -> None:
-    make_cloud(apps=[{**APPS[0], "deployments": [{**SPEC, "clusters": None, "metaData": json.dumps(meta)}]}])
+    spec = {**SPEC, "clusters": None, "online": {}, "metaData": json.dumps(meta)}
+    make_cloud(apps=[{**APPS[0], "deployments": [spec]}])
     error = await failure(RolloutError)
     assert error.step == "parse metadata"
     assert error.result
@@ -242,6 +258,7 @@ def on_a_terminal(command: list[Any], variables: dict[str, str]) -> tuple[int, s
     return code, out, b"".join(said).decode()
 
 
+@pytest.mark.promise("What others wrote is shown as words")
 @pytest.mark.parametrize(
     ("terminal", "fails"),
     [

@@ -30,10 +30,11 @@ from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.flows.again import FLOWS
 from prefect_rollout.guard import lock_name
 from prefect_rollout.models import ReleaseResult
+from prefect_rollout.platforms.container_cloud import cloud_identity
 from prefect_rollout.progress import Progress, listening
 from prefect_rollout.simulator import Scenario
 from prefect_rollout.simulator.fault import Fault
-from support import BIN, Cloud, Zygote, eventually, lives, record_cell
+from support import BIN, Cloud, Zygote, eventually, kill_tree, lives, record_cell
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -175,11 +176,12 @@ async def killed_and_retried(
     assert again[: len(expected)] == expected
     assert set(again[len(expected) :]) == {"status"}
     for cluster in CLUSTERS:
-        name = lock_name(cloud.url.partition("//")[2], 3290, "qapm-api", cluster)
+        name = lock_name(cloud_identity(cloud.url), 3290, "qapm-api", cluster)
         lock = await client.read_global_concurrency_limit_by_name(name)
         assert lock.active_slots == 0
 
 
+@pytest.mark.promise("A crash loses nothing")
 @pytest.mark.xdist_group("kill walk")
 @pytest.mark.parametrize("complete", [False, pytest.param(True, marks=pytest.mark.complete)])
 async def test_a_release_killed_at_any_exchange_goes_on_and_writes_once(
@@ -269,6 +271,7 @@ async def happened(client: PrefectClient, event: str, resource: str) -> bool:
     return bool(page.events)
 
 
+@pytest.mark.promise("A killed run is found")
 async def test_every_kill_of_a_run_is_found_and_a_good_end_is_left_alone(
     make_cloud: Any, zygote: Zygote
 ) -> None:
@@ -354,8 +357,7 @@ async def test_a_worker_that_is_killed_with_its_flow_is_followed_by_one_that_fin
             state = await ended(client, run)
             assert state.is_completed(), state.message
         finally:
-            worker.terminate()
-            worker.wait(30)
+            kill_tree(worker.pid)
     assert cloud.writes == WRITES
 
 

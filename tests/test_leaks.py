@@ -17,7 +17,7 @@ import sys
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -31,6 +31,8 @@ from prefect_rollout.simulator import Scenario, SimulatorServer
 from servers import prefect_server
 from support import BIN, free_port
 from tap import Tap, tapped
+
+pytestmark = [pytest.mark.server, pytest.mark.promise("No secret leaks")]
 
 # The letters that are looked for stand the same in JSON, in a repr and percent-encoded; what stands
 # around them does not, and has the code go through each of these.
@@ -209,6 +211,19 @@ PATHS: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+# One of each way for a secret to get somewhere; `make test-all` goes all of them.
+QUICK = {
+    "released",
+    "planned",
+    "401",
+    "400 that echoes",
+    "metaData of another shape",
+    "a signer that fails",
+    "a secret that is no text",
+}
+QUICK_COMMANDS = {"deploy", "configure"}
+
+
 def blocks(url: str) -> dict[str, dict[str, Any]]:
     good = {"key_id": ID, "secret_key": dressed(SECRET), "api_url": url}
     signers = ("RefusesTheKey", "FailsWhileSigning", "SignsWhatCannotBeSent")
@@ -309,7 +324,7 @@ def watched_arguments() -> Iterator[set[bytes]]:
     over = threading.Event()
 
     def watch() -> None:
-        while not over.wait(0.25):
+        while not over.wait(1):
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
                     seen.add("\0".join(process.cmdline()).encode())
@@ -341,8 +356,9 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
     return {**kept, **tuned, **debug, **variables}
 
 
-@pytest.fixture(scope="module")
-def evidence() -> Iterator[Evidence]:
+@pytest.fixture(scope="module", params=["quick", pytest.param("complete", marks=pytest.mark.complete)])
+def evidence(request: pytest.FixtureRequest) -> Iterator[Evidence]:
+    quick = request.param == "quick"
     with ExitStack() as stack:
         home, aside = (Path(stack.enter_context(tempfile.TemporaryDirectory())) for _ in range(2))
         simulator = stack.enter_context(SimulatorServer(Scenario.model_validate(SCENARIO), speed=50))
@@ -358,7 +374,7 @@ def evidence() -> Iterator[Evidence]:
             )
             plan = {
                 "blocks": blocks(tap.url),
-                "paths": {name: path for name, (path, _) in PATHS.items()},
+                "paths": {name: path for name, (path, _) in PATHS.items() if not quick or name in QUICK},
                 "control": simulator.url,
                 "careless": CARELESS,
             }
@@ -367,7 +383,7 @@ def evidence() -> Iterator[Evidence]:
             script = Path(__file__).with_name("leak_paths.py")
             commands = {"paths": ended([sys.executable, script, plan_file, endings_file], variables)}
             assert commands["paths"].returncode == 0, commands["paths"].stdout.decode()[-5000:]
-            commands |= command_line(variables)
+            commands |= command_line(variables, QUICK_COMMANDS if quick else None)
             documents = {
                 each["name"]: each["data"]
                 for each in httpx.post(
@@ -417,24 +433,29 @@ def interrupted(command: list[Any], variables: dict[str, str]) -> subprocess.Com
     return subprocess.CompletedProcess(command, process.wait(60), said)
 
 
-def command_line(variables: dict[str, str]) -> dict[str, subprocess.CompletedProcess[bytes]]:
+def command_line(
+    variables: dict[str, str], only: Collection[str] | None
+) -> dict[str, subprocess.CompletedProcess[bytes]]:
     ours = BIN / "prefect-rollout"
     deploy: list[Any] = [ours, "deploy", "--app-id", "1", "--poll-seconds", "0.1", "--json", "--deployment"]
     configure = [ours, "configure", "--app-id", "1", "--name"]
     mistyped = {**variables, "K8S_SECRET_KEY": dressed(MISTYPED)}
     no_text = {**variables, "K8S_SECRET_KEY": f"{MISTYPED}\udcff"}
+    commands: dict[str, Callable[[], subprocess.CompletedProcess[bytes]]] = {
+        "deploy": lambda: ended([*deploy, "web", "--reason", CARELESS], variables),
+        "deploy, dry run": lambda: ended([*deploy, "to-plan", "--dry-run"], variables),
+        "configure": lambda: ended([*configure, "made"], variables),
+        "configure with a mistyped secret": lambda: ended([*configure, "unmade"], mistyped),
+        "configure with a secret that is no text": lambda: ended([*configure, "unmade"], no_text),
+        "deploy, interrupted": lambda: interrupted(
+            [*deploy, "never-ready", "--poll-attempts", "600"], variables
+        ),
+    }
     with ThreadPoolExecutor() as side_by_side:
         runs = {
-            "deploy": side_by_side.submit(ended, [*deploy, "web", "--reason", CARELESS], variables),
-            "deploy, dry run": side_by_side.submit(ended, [*deploy, "to-plan", "--dry-run"], variables),
-            "configure": side_by_side.submit(ended, [*configure, "made"], variables),
-            "configure with a mistyped secret": side_by_side.submit(ended, [*configure, "unmade"], mistyped),
-            "configure with a secret that is no text": side_by_side.submit(
-                ended, [*configure, "unmade"], no_text
-            ),
-            "deploy, interrupted": side_by_side.submit(
-                interrupted, [*deploy, "never-ready", "--poll-attempts", "600"], variables
-            ),
+            name: side_by_side.submit(command)
+            for name, command in commands.items()
+            if only is None or name in only
         }
         return {name: run.result() for name, run in runs.items()}
 
@@ -442,14 +463,15 @@ def command_line(variables: dict[str, str]) -> dict[str, subprocess.CompletedPro
 # ---- what is found -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", PATHS)
-def test_each_path_ends_as_it_is_meant_to(evidence: Evidence, name: str) -> None:
-    assert evidence.endings[name].startswith(PATHS[name][1]), evidence.endings[name]
+def test_each_path_ends_as_it_is_meant_to(evidence: Evidence) -> None:
+    assert {
+        name: text for name, text in evidence.endings.items() if not text.startswith(PATHS[name][1])
+    } == {}
 
 
 def test_each_command_ends_as_it_is_meant_to(evidence: Evidence) -> None:
     codes = {name: run.returncode for name, run in evidence.commands.items()}
-    assert codes == {
+    expected = {
         "paths": 0,
         "deploy": 0,
         "deploy, dry run": 0,
@@ -458,6 +480,7 @@ def test_each_command_ends_as_it_is_meant_to(evidence: Evidence) -> None:
         "configure with a secret that is no text": 2,
         "deploy, interrupted": 130,
     }
+    assert codes == {name: expected[name] for name in codes}
 
 
 def test_the_search_finds_what_does_leak(evidence: Evidence) -> None:
@@ -498,7 +521,7 @@ def test_blocks_hold_their_secrets_and_templates_are_served_with_theirs(evidence
 
 
 def test_the_wire_carries_no_secret_and_the_key_id_in_its_header_alone(evidence: Evidence) -> None:
-    assert len(evidence.tap.asked) > 100
+    assert len(evidence.tap.asked) > 30
     for asked in evidence.tap.asked:
         rest, signed = re.subn(
             rb"(?mi)^authorization: STARK-HMAC-SHA256 KeyId=[^,]+, Signature=[0-9a-f]{64}\r?$", b"", asked

@@ -42,6 +42,8 @@ NOW = datetime(2026, 11, 24, 10, 0, tzinfo=UTC)
 def result(**fields: Any) -> ReleaseResult:
     given: dict[str, Any] = {
         "outcome": Outcome.RELEASED,
+        "cloud": "https://k8s.example",
+        "target": "container-cloud/default",
         "app_id": 3290,
         "deployment": "qapm-home",
         "release_id": "0191",
@@ -73,6 +75,8 @@ def test_a_release_is_a_row_for_each_cluster() -> None:
         "When": "2026-11-24 10:00:00Z",
         "Action": "deploy",
         "Outcome": "released",
+        "Cloud": "`https://k8s.example`",
+        "Target": "container-cloud/default",
         "Cluster": "east",
         "Before": "5",
         "After": "6",
@@ -189,9 +193,10 @@ def test_changes_are_chosen_by_every_filter_and_the_newest_come_first() -> None:
         ("36h", NOW - timedelta(hours=36)),
         ("7d", NOW - timedelta(days=7)),
         ("2w", NOW - timedelta(weeks=2)),
-        ("2026-11-01", datetime(2026, 11, 1).astimezone()),
+        ("2026-11-01", datetime(2026, 11, 1, tzinfo=UTC)),
         ("2026-11-01T08:00+08:00", datetime(2026, 11, 1, tzinfo=UTC)),
         ("2026-11-01T08:00:00Z", datetime(2026, 11, 1, 8, tzinfo=UTC)),
+        ("2026-11-01T08:00", datetime(2026, 11, 1, 8, tzinfo=UTC)),
     ],
 )
 def test_since_is_a_span_or_a_moment(text: str, moment: datetime) -> None:
@@ -199,7 +204,11 @@ def test_since_is_a_span_or_a_moment(text: str, moment: datetime) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "d", "7", "7y", "-1d", "yesterday", "2026-13-01", "999999w", "7d\x1b[1m"]
+    "text",
+    [
+        *("", "d", "7", "7y", "-1d", "yesterday", "2026-13-01", "999999w", "7d\x1b[1m", "٧d"),
+        *("2026-W45-1", "20261101", "2026-11-01 08:00", "2026-11-01T0800", "0001-01-01T00:00+08:00"),
+    ],
 )
 def test_another_since_is_refused_with_the_forms_there_are(text: str) -> None:
     with pytest.raises(InputError) as caught:
@@ -369,6 +378,7 @@ async def another_programs() -> None:
     """A flow of one of our flows' names."""
 
 
+@pytest.mark.promise("Every ending is told once for each try")
 @pytest.mark.usefixtures("prefect_api")
 async def test_a_retry_is_a_change_of_its_own_and_a_killed_one_is_not_overlooked(make_cloud: Any) -> None:
     cloud = make_cloud(

@@ -17,7 +17,6 @@ import httpx2
 import psutil
 import pytest
 import pytest_asyncio
-from filelock import FileLock
 from mcp import Client, StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
 from mcp_types import ElicitResult
@@ -27,7 +26,6 @@ from prefect_rollout import local
 from prefect_rollout.mcp.permits import Permits
 from prefect_rollout.mcp.server import Server
 from prefect_rollout.mcp.work import Work
-from prefect_rollout.service import Service
 from servers import new_prefect_home
 from support import BIN, Cloud, free_port
 
@@ -35,7 +33,10 @@ README = Path(__file__).parent.parent / "README.md"
 OURS = BIN / "prefect-rollout"
 HOME_NAMES: dict[str, Any] = {"app_id": "3290", "deployment": "qapm-home"}
 FAST: dict[str, Any] = {"poll_seconds": 0.5, "poll_attempts": 100}
+pytestmark = pytest.mark.server
+
 TOKEN = "a-token-of-the-tests-0123456789"
+SERVICE = {"DO_NOT_TRACK": "1", "PREFECT_ROLLOUT_LINGER_SECONDS": "10"}
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,7 @@ def ends(home: Path) -> None:
 def environment(home: Path, cloud: Cloud, **more: str) -> dict[str, str]:
     """What a client of an assistant gives the server: nothing of Prefect's."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "K8S_"))}
-    return {**kept, **cloud.environment, "HOME": str(home), "DO_NOT_TRACK": "1", **more}
+    return {**kept, **cloud.environment, "HOME": str(home), **SERVICE, **more}
 
 
 async def agree(context: Any, params: Any) -> ElicitResult:
@@ -130,7 +131,6 @@ async def ended(client: Client, flow_run_id: str) -> dict[str, Any]:
 # ---- the first start -------------------------------------------------------------------------------
 
 
-@pytest.mark.complete
 async def test_the_first_start_needs_nothing_but_an_empty_home(make_cloud: Any, tmp_path: Path) -> None:
     async with stdio(environment(tmp_path, make_cloud())) as client:
         assert (await call(client, "list_releases"))["releases"] == []
@@ -321,35 +321,6 @@ def test_a_secret_that_was_cut_off_is_made_anew(tmp_path: Path, kept: str) -> No
     assert local.secret_of(path) == made
 
 
-async def test_a_door_that_is_another_programs_by_now_is_passed_by(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    came = asyncio.Event()
-
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        came.set()
-        await reader.read()
-        writer.close()
-
-    folder = local_folder(tmp_path)
-    local.secret_of(folder / local.PASSWORD)
-    monkeypatch.setattr(local, "_GREETING_SECONDS", 1.0)
-    async with await asyncio.start_server(silent, "127.0.0.1", 0) as another, asyncio.TaskGroup() as group:
-        stale = {"service": "gone", "port": another.sockets[0].getsockname()[1]}
-        (folder / local.DOOR).write_text(json.dumps(stale))
-        # The lock keeps the service that `attach` starts from running: this process opens its door instead.
-        with FileLock(folder / "service.lock"):
-            attaching = group.create_task(local.attach(folder))
-            await came.wait()
-            service = Service(folder)
-            service._ready.set()
-            async with await service._open_door():
-                lease = await attaching
-                await lease.close()
-            ends(tmp_path)
-    assert lease.address.api == service._api
-
-
 async def test_without_a_key_it_says_what_to_set(kept_up: Path) -> None:
     async with inside(kept_up) as client:
         await call(client, "list_releases")
@@ -419,6 +390,7 @@ INITIALIZE: dict[str, Any] = {
 }
 
 
+@pytest.mark.promise("An assistant releases once, and not without its user")
 async def test_over_http_a_token_is_needed_and_both_protocols_work(make_cloud: Any, kept_up: Path) -> None:
     cloud = make_cloud(speed=5)
     variables = environment(kept_up, cloud, PREFECT_ROLLOUT_MCP_TOKEN=TOKEN)
@@ -474,7 +446,10 @@ def test_it_does_not_start_with_less_than_it_was_asked_for(make_cloud: Any, tmp_
 
 async def test_up_starts_all_of_it_for_a_person(make_cloud: Any, kept_up: Path) -> None:
     cloud = make_cloud(speed=5)
-    with serving(environment(kept_up, cloud), "up", "--read-only", until="Ctrl-C ends it") as (url, lines):
+    with serving(environment(kept_up, cloud), "up", "--read-only", until="Ctrl-C gives it up") as (
+        url,
+        lines,
+    ):
         said = "".join(lines)
         ui = re.search(r"Prefect UI: (http://127\.0\.0\.1:\d+)", said)
         assert ui
@@ -540,6 +515,7 @@ def test_the_inspector_lists_and_calls_tools(make_cloud: Any, kept_up: Path, ins
     assert answer["structuredContent"]["templates"]
 
 
+@pytest.mark.promise("An assistant releases once, and not without its user")
 async def test_every_tool_the_resource_and_the_prompt_answer_over_stdio(
     make_cloud: Any, kept_up: Path
 ) -> None:
@@ -612,7 +588,7 @@ async def test_a_service_whose_server_ends_is_replaced(home: Path) -> None:
         await call(client, "list_releases")
         (service,) = services(home)
         for child in service.children():
-            if "server" in child.cmdline():
+            if any("local_server" in part for part in child.cmdline()):
                 child.kill()
         async with asyncio.timeout(180):
             while (await client.call_tool("list_releases", {})).is_error:

@@ -61,6 +61,7 @@ def test_the_example_is_a_plan() -> None:
     assert example.request(example.releases[2]) == ReleaseRequest.of(
         app_id=3290,
         deployment="qapm-api",
+        target="container-cloud/default",
         template_id=1343161,
         clusters=["pub-bjyt", "pub-shbt"],
         canary="pub-bjyt",

@@ -250,7 +250,7 @@ async def test_every_flow_skips_itself(cloud: Cloud) -> None:
 
 
 def test_parameters_that_are_left_out_are_those_of_the_flow() -> None:
-    full = {"app_id": "3290", "deployment": "x", "target": "container-cloud/default", "clusters": []}
+    full = {"app_id": "3290", "deployment": "x", "target": "", "clusters": []}
     assert about({"app_id": 3290, "deployment": "x"}) == about(full)
     assert about(full | {"clusters": ["a", "b"]}) == about(full | {"clusters": ["b", "a"]})
     assert about(full | {"template_id": 5}) == about(full)

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 from markdown_it import MarkdownIt
 
@@ -144,4 +146,24 @@ def test_hundreds_of_pods_are_counted_not_listed() -> None:
 
 def test_the_artifacts_key_is_the_deployments() -> None:
     assert artifact_key(result()) == "release-3290-qapm-home"
-    assert artifact_key(result(deployment="Weird_名字 X")) == "release-3290-weird-x"
+    assert re.fullmatch(
+        r"release-3290-weird-x--[0-9a-f]{16}", artifact_key(result(deployment="Weird_名字 X"))
+    )
+
+
+def test_no_two_deployments_share_a_key() -> None:
+    names = [
+        *(
+            (3290, name)
+            for name in ("web-api", "web_api", "web--api", "Web-api", "web.api", "-web-api", "名字")
+        ),
+        *(("a-b", "c"), ("a", "b-c"), ("a_b", "c"), ("A-b", "c"), (1, "x" * 253), (1, "x" * 252 + "_")),
+        *((1, "x" * 252 + "."), ("y" * 253, "x")),
+    ]
+    keys = {artifact_key(result(app_id=app_id, deployment=name), "changes") for app_id, name in names}
+    assert len(keys) == len(names)
+    # Nor can anybody give a deployment the key of another for a name.
+    hashed = artifact_key(result(deployment="web_api")).removeprefix("release-3290-")
+    assert artifact_key(result(deployment=hashed)) != f"release-3290-{hashed}"
+    for key in keys:
+        assert re.fullmatch(r"changes-[a-z0-9-]{1,247}", key)

@@ -60,6 +60,7 @@ WEB: dict[str, Any] = {**SHORT, "app_id": 1, "deployment": "web"}
 # ---- a release that rolls back ------------------------------------------------------------------
 
 
+@pytest.mark.promise("A rollback is watched like a release")
 async def test_a_release_that_fails_goes_back_everywhere_the_last_cluster_first(make_cloud: Any) -> None:
     cloud = make_cloud(**two_clusters(kind="never_ready", clusters=["c2"]))
     with pytest.raises(ReleaseError) as caught:
@@ -114,6 +115,7 @@ async def test_a_publish_whose_answer_was_lost_goes_back_too(make_cloud: Any) ->
     assert all(truth["rolled_out"] and truth["template"] == 10 for truth in cloud.truth("web"))
 
 
+@pytest.mark.promise("A rollback is watched like a release")
 async def test_a_rollback_that_fails_says_so_first_and_tries_the_other_clusters(make_cloud: Any) -> None:
     cloud = make_cloud(
         **two_clusters(kind="never_ready"),
@@ -186,6 +188,7 @@ async def test_a_rollback_whose_answer_was_lost_is_still_recognised_by_names_alo
 # ---- rolling back by itself ---------------------------------------------------------------------
 
 
+@pytest.mark.promise("A rollback is watched like a release")
 async def test_a_rollback_goes_to_what_was_online_before_in_each_cluster(cloud: Cloud) -> None:
     await deploy_latest_image(deployment="qapm-api", **FAST)
     await deploy_latest_image(deployment="qapm-api", clusters=["pub-bjyt"], **FAST)
@@ -304,6 +307,7 @@ async def test_scaling_is_over_when_so_many_pods_run(
     assert all(truth["rolled_out"] for truth in cloud.truth("qapm-api"))
 
 
+@pytest.mark.promise("No write happens twice")
 @pytest.mark.parametrize("call", ["restart", "scale"])
 async def test_a_lost_answer_to_a_restart_or_scaling_is_not_asked_twice(make_cloud: Any, call: str) -> None:
     cloud = make_cloud(idempotency=False, faults=[{"call": call, "nth": 1, "kind": "reset_after"}])

@@ -1,6 +1,7 @@
 """The suite itself: what an interrupted run leaves behind."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -17,7 +18,9 @@ ROOT = Path(__file__).parent.parent
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "how", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.complete)], ids=str
+)
 def test_an_interrupted_run_leaves_no_process(how: signal.Signals) -> None:
     mark = str(uuid.uuid4())
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
@@ -38,8 +41,24 @@ def test_an_interrupted_run_leaves_no_process(how: signal.Signals) -> None:
         os.killpg(run.pid, how)
     else:
         run.send_signal(how)
-    run.wait(60)
+    run.wait(180)
     until = time.monotonic() + 60
     while left := marked(mark):
         assert time.monotonic() < until, left
         time.sleep(0.2)
+
+
+def test_every_promise_has_a_test_that_make_test_runs() -> None:
+    rows = re.findall(r"^\| \*\*(.+?)\.?\*\*", (ROOT / "docs/promises.md").read_text("utf-8"), re.MULTILINE)
+    named = {
+        name.rstrip(".")
+        for path in (ROOT / "tests").glob("test_*.py")
+        for name in re.findall(r'mark\.promise\("(.+?)"\)', path.read_text("utf-8"))
+    }
+    assert named == set(rows)
+
+
+def test_tests_of_a_file_stay_together(request: pytest.FixtureRequest) -> None:
+    """Each worker would make the fixtures of a module else: pytest-xdist marks groups in the node ids."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@test_suite.py")

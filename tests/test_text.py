@@ -8,7 +8,17 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
-from prefect_rollout.text import cell, json_line, markdown, masked, one_line, plain
+from prefect_rollout.text import (
+    address,
+    cell,
+    json_line,
+    link,
+    markdown,
+    masked,
+    one_line,
+    plain,
+    shown_address,
+)
 
 
 def test_chinese_stays_as_it_is() -> None:
@@ -113,3 +123,41 @@ def test_what_a_cell_shows_can_be_read_back(text: str) -> None:
 )
 def test_a_cell_begins_no_list_and_no_rule(text: str) -> None:
     assert MarkdownIt("gfm-like").render(cell(text)).strip() == f"<p>{text}</p>"
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://prefect.example/api", "https://prefect.example/api"),
+        ("http://me:pass@prefect.example:4200/api", "http://prefect.example:4200/api"),
+        ("https://me@prefect.example", "https://prefect.example"),
+        ("https://me:p@ss@prefect.example/a@b", "https://prefect.example/a@b"),
+        ("https://prefect.example/api?token=pass#pass", "https://prefect.example/api"),
+        ("HTTPS://me:pass@Prefect.example", "https://Prefect.example"),
+        ("http://[::1]:4200/api", "http://[::1]:4200/api"),
+        ("http://me:pa/ss@prefect.example", ""),
+        ("me:pass@prefect.example/api", ""),
+        ("javascript:alert(1)", ""),
+        ("javascript://me:pass@x/%0aalert(1)", ""),
+        ("data:text/html,x", ""),
+        ("ftp://me:pass@prefect.example", ""),
+        ("//me:pass@prefect.example", ""),
+        ("http://", ""),
+        ("http://host\\@evil.example", ""),
+        ("http://host\n.example", ""),
+        ("", ""),
+    ],
+)
+def test_an_address_is_shown_without_what_nobody_may_read(url: str, shown: str) -> None:
+    assert address(url) == shown
+    assert "pass" not in shown_address(url)
+    assert ("](" in link("Page", url)) is bool(shown)
+    assert "pass" not in link("Page", url)
+
+
+def test_no_text_shows_the_user_and_password_of_an_address() -> None:
+    quoted = "Client error '401' for url 'http://me:pass@host:1/api/x' and postgresql+asyncpg://a:pass@b"
+    assert one_line(quoted) == "Client error '401' for url 'http://host:1/api/x' and postgresql+asyncpg://b"
+    assert "pass" not in markdown(quoted) + cell(quoted)
+    image = "see https://host/a@sha256:1 and r/web@sha256:2"
+    assert one_line(image) == image

@@ -1,5 +1,6 @@
 """When a window is closed and when it reopens; the block that holds the rules."""
 
+import zoneinfo
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -13,7 +14,7 @@ from pydantic import ValidationError
 
 from prefect_rollout.blocks import ContainerCloud, ReleaseWindows
 from prefect_rollout.models import first_mistake
-from prefect_rollout.windows import HORIZON, Closed, Rule, judge
+from prefect_rollout.windows import HORIZON, Closed, Rule, _zones, iso_time, judge, zone
 
 WEEKEND: dict[str, Any] = {"name": "weekend freeze", "cron": "0 22 * * FRI", "duration_minutes": 3480}
 OFFICE: dict[str, Any] = {"name": "office", "effect": "allow", "cron": "0 9 * * 1-5", "duration_minutes": 480}
@@ -353,7 +354,59 @@ def test_every_field_of_the_form_is_described() -> None:
         assert all(field["description"].endswith(".") and field["title"] for field in fields.values())
 
 
-def test_a_targets_windows_are_the_last_field_of_its_form() -> None:
+def test_what_all_targets_have_are_the_last_fields_of_a_form() -> None:
     fields = ContainerCloud.model_json_schema()["properties"]
-    assert max(fields, key=lambda name: fields[name]["position"]) == "windows"
+    assert sorted(fields, key=lambda name: fields[name]["position"])[-2:] == ["windows", "allowed_images"]
     assert fields["windows"]["default"] == "default"
+
+
+# ---- the same on every machine -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "zone",
+    [
+        *("localtime", "posixrules", "posix/Asia/Shanghai", "right/UTC", "asia/shanghai", "Asia", "Asia/"),
+        *("/etc/localtime", "../localtime", "Asia/../UTC", "CST-8", "UTC+8", "Asia/Shanghai ", "zone.tab"),
+    ],
+)
+def test_no_time_zone_of_the_machine_is_one(zone: str) -> None:
+    with pytest.raises(ValidationError, match=r"give an IANA name such as Asia/Shanghai or UTC"):
+        ReleaseWindows(timezone=zone)
+    with pytest.raises(ValidationError, match=r"of 'x': there is no time zone"):
+        Rule(name="x", start="2026-02-20", end="2026-02-20", timezone=zone)
+
+
+def test_a_time_zone_has_the_rules_of_the_package_whatever_the_machine_has() -> None:
+    before = zoneinfo.TZPATH
+    zoneinfo.reset_tzpath(to=[])
+    try:
+        assert all(zone(name).key == name for name in ("Asia/Shanghai", "America/Argentina/Ushuaia", "UTC"))
+    finally:
+        zoneinfo.reset_tzpath(to=before)
+    for name in _zones():
+        assert zone(name).utcoffset(datetime(2026, 7, 1)) is not None  # noqa: DTZ001 - a wall clock's
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("20261224", "2026-W52-4", "2026W524", "2026-12-24 18:00", "2026-12-24T18", "2026-12-24T1800"),
+        *(
+            "2026-12-24T18:00:00,5",
+            "2026-12-24T24:00",
+            "2026-12-24T18:60",
+            "2026-12-24T18:00Z",
+            " 2026-12-24",
+        ),
+        *("2026-12-24T18:00+08:00", "2026-12-24t18:00", "２０２６-12-24", "2026-12-24\n", "2026-358"),
+    ],
+)
+def test_a_date_has_one_form(text: str) -> None:
+    with pytest.raises(ValidationError, match="is no day such as 2026-12-24 and no moment such as"):
+        Rule(name="x", start=text, end="2027-01-01")
+
+
+@pytest.mark.parametrize("text", ["2026-12-24T18:00", "2026-12-24T18:00:30", "2026-12-24T18:00:30.250000"])
+def test_a_moment_may_have_seconds(text: str) -> None:
+    assert iso_time(text) == datetime.fromisoformat(text)

@@ -34,6 +34,7 @@ def main() -> None:
     for module in sys.argv[2:]:
         importlib.import_module(module)
     gc.freeze()  # no process has to search, and thereby copy, the imported modules
+    gc.set_threshold(100_000, 50, 100)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, _report)
     while (received := socket.recv_fds(orders, 1, 4))[0]:

@@ -1,7 +1,9 @@
 """How a batch stands: a row for each of its releases, and the page a person reads. Pure."""
 
+import hashlib
+import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -70,7 +72,16 @@ class Row(BaseModel):
     detail: str = Field(default="", description="The step that runs, or why it was not released.")
     template_before: str = Field(default="", description="Ids of the templates that were online before.")
     template: str = Field(default="", description="Id of the template that the clusters shall run.")
+    notes: list[str] = Field(
+        default=[], description="Templates that were skipped: why, and how to take them anyway."
+    )
     seconds: float | None = Field(default=None, description="From its start in this batch to its end.")
+    written: bool | None = Field(
+        default=None, description="Whether it wrote to a cluster, or may have; null while that is unknown."
+    )
+    may_pass: bool = Field(
+        default=False, description="Whether what kept it from being released can pass or be removed."
+    )
     plan: ReleasePlan | None = Field(default=None, description="What it would change, by a dry run.")
     flow_run_id: str | None = None
     link: str = Field(default="", description="Address of its flow run in the Prefect UI.")
@@ -78,8 +89,15 @@ class Row(BaseModel):
 
     @property
     def why(self) -> str:
-        """Why it was not released, in one sentence: the diagnosis, where there is one."""
-        return str(Diagnosis.model_validate(self.error["diagnosis"])) if self.error else self.detail
+        """Why it was not released, in one sentence: the diagnosis, where there is one.
+
+        Of a rollback that failed, the message: it says that first, and why the release had failed.
+        """
+        if self.error is None:
+            return self.detail
+        if self.error.get("cause"):
+            return str(self.error["message"])
+        return str(Diagnosis.model_validate(self.error["diagnosis"]))
 
     def note(self, result: ReleaseResult) -> None:
         """Takes over what the release's result says of its templates."""
@@ -87,7 +105,9 @@ class Row(BaseModel):
         after = {str(c.template) for c in result.clusters if c.template is not None}
         self.template_before = ", ".join(sorted(before))
         self.template = ", ".join(sorted(after))
+        self.written = result.wrote
         self.plan = result.plan
+        self.notes = result.notes
 
 
 class BatchResult(BaseModel):
@@ -95,11 +115,16 @@ class BatchResult(BaseModel):
 
     outcome: Outcome = Outcome.FAILED
     batch_id: str
+    clouds: list[str] = Field(
+        default=[], description="Addresses of the platforms, each with the block that it is reached through."
+    )
     plan_digest: str = Field(description="Digest of the plan; batches of the same plan share it.")
     releases: list[Row]
     wave: int | None = Field(default=None, description="The wave that runs; null before and after all.")
     waves: int
     plan_hash: str = Field(default="", description="Hash of all that a dry run found, for expect_plan.")
+    procedure: str = Field(default="", description="How it proceeds, in words.")
+    dry_run: bool = Field(default=False, description="Whether it was only to be planned, and write nothing.")
     requested_by: str = ""
     approved_by: str = Field(default="", description="Who approved it, or its waves, where asked.")
     waiting: str = Field(default="", description="What it waits for a person to approve.")
@@ -108,10 +133,11 @@ class BatchResult(BaseModel):
     link: str = Field(default="", description="Address of its flow run in the Prefect UI.")
 
     @classmethod
-    def of(cls, plan: Plan, batch_id: str, **more: Any) -> "BatchResult":
+    def of(cls, plan: Plan, batch_id: str, *, approval: str = "none", **more: Any) -> "BatchResult":
         """The batch before its start."""
         return cls(
             batch_id=batch_id,
+            procedure=procedure_words(plan, approval),
             plan_digest=plan.digest,
             waves=len(plan.waves),
             releases=[
@@ -130,6 +156,11 @@ class BatchResult(BaseModel):
     def row(self, name: str) -> Row:
         """The row of the release of that name."""
         return next(row for row in self.releases if row.name == name)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left that a retry of the batch could do."""
+        return self.dry_run or self.outcome is Outcome.RELEASED
 
     @property
     def counted(self) -> str:
@@ -159,16 +190,19 @@ def render(result: BatchResult, *, running: bool = False) -> str:
         title = f"⏸ Waiting for approval of {result.waiting}"
     facts = [
         ("Releases", f"{len(result.releases)} in {_number(result.waves, 'wave')}: {result.counted}"),
+        ("Cloud", markdown(", ".join(result.clouds), 1000)),
         ("Requested by", markdown(result.requested_by)),
         ("Approved by", markdown(result.approved_by)),
+        ("Procedure", markdown(result.procedure)),
         ("Plan hash", f"`{result.plan_hash}`" if result.plan_hash else ""),
         ("Plan", f"`{result.plan_digest}`"),
     ]
     parts = [f"# {title}"]
     if result.error:
+        todo = f"{result.error.get('advice', '')} {result.error.get('next_step', '')}"
         parts.append(
             f"> {markdown(result.error.get('message', ''), 2000)}\n>\n"
-            f"> **What to do:** {markdown(result.error.get('advice', ''), 1000)}"
+            f"> **What to do:** {markdown(todo, 1000)}"
         )
     parts.append("\n".join(f"- **{name}:** {value}" for name, value in facts if value))
     bad = [row for row in result.unreleased if row.stage.ended]
@@ -195,6 +229,9 @@ def render(result: BatchResult, *, running: bool = False) -> str:
             ],
         ),
     ]
+    notes = [f"- {_name(row)}: {markdown(note, 400)}" for row in result.releases for note in row.notes]
+    if notes and result.outcome is not Outcome.PLANNED:
+        parts += ["## Choice of the templates", "\n".join(notes)]
     if result.outcome is Outcome.PLANNED:
         parts += [part for row in result.releases if row.plan for part in _plan(row, row.plan)]
         parts.append(
@@ -217,7 +254,39 @@ def _plan(row: Row, plan: ReleasePlan) -> Iterator[str]:
 def plan_of_all(result: BatchResult) -> list[str]:
     """What a dry run of the batch found, for a terminal, line by line and safe for it."""
     lines = [line for row in result.releases if row.plan for line in plan_lines(row.plan)]
-    return [*lines, f"Plan hash of the batch: {result.plan_hash}"]
+    return [f"Batch: {result.procedure}", *lines, f"Plan hash of the batch: {result.plan_hash}"]
+
+
+def hash_of(plan: Plan, approval: str, releases: Mapping[str, str]) -> str:
+    """Return the hash of a batch's plan: of all that decides what it writes.
+
+    Args:
+        plan: the batch.
+        approval: whether a person has to approve, and when.
+        releases: `{name: plan hash}` of its releases.
+    """
+    decisive = [plan.procedure, approval, sorted(releases.items())]
+    canonical = json.dumps(decisive, sort_keys=True).encode("utf-8", "surrogatepass")
+    return hashlib.sha256(canonical).hexdigest()[:16]
+
+
+def procedure_words(plan: Plan, approval: str) -> str:
+    """Return how a batch of the plan proceeds, such as `2 waves of 1 and 3 releases; …`; safe for a log."""
+    sizes = [str(len(wave)) for wave in plan.waves]
+    waves = " and ".join([", ".join(sizes[:-1]), sizes[-1]] if sizes[1:] else sizes)
+    releases = "release" if waves == "1" else "releases"
+    approvals = {
+        "before-release": "only after a person's approval",
+        "between-waves": "each wave after the first only after a person's approval",
+    }
+    parts = [
+        f"{_number(len(sizes), 'wave')} of {waves} {releases}",
+        f"at most {plan.max_parallel} at once",
+        f"no new one when more than {plan.failure_budget} have failed",
+        f"{plan.soak_seconds:g} s between waves" if plan.soak_seconds else "",
+        approvals.get(approval, "no approval"),
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def _number(count: int, noun: str) -> str:

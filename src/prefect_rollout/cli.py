@@ -11,12 +11,13 @@ import shlex
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, TypeVar
 from uuid import UUID
 
 from cyclopts import Parameter
@@ -26,14 +27,13 @@ from rich.prompt import Prompt
 from rich.table import Table
 from rich.text import Text
 
-from prefect_rollout import embedded
+from prefect_rollout import earlier, local, prefect_api
 from prefect_rollout.console import WRONG_USE, QuietConsole, command_line, complain, err, me, say
 from prefect_rollout.difference import plan_lines
 from prefect_rollout.errors import (
     ConfigurationError,
     InputError,
     LockLostError,
-    NotApprovedError,
     RolloutError,
 )
 from prefect_rollout.live import LiveProgress
@@ -46,6 +46,7 @@ from prefect_rollout.models import (
     Request,
     RollbackRequest,
     ScaleRequest,
+    cloud_words,
 )
 from prefect_rollout.text import json_line, one_line
 
@@ -54,6 +55,8 @@ if TYPE_CHECKING:
 
     from prefect_rollout.batch import BatchResult
     from prefect_rollout.ledger import Change, Wanted
+
+T = TypeVar("T")
 
 EXIT_CODES = {
     Outcome.RELEASED: 0,
@@ -76,8 +79,9 @@ app.command(
 
 @app.command
 def demo() -> int:
-    """Release the article's app on a simulated cloud, in a Prefect home of its own."""
-    embedded.isolate(embedded.DEMO_HOME)
+    """Release the article's app on a simulated cloud, with a local Prefect server of its own."""
+    home = prefect_api.DEMO_HOME
+    prefect_api.isolate(home / local.PREFECT_HOME)
     from prefect_rollout.simulator import Scenario, SimulatorServer
 
     scenario = Scenario()
@@ -88,17 +92,17 @@ def demo() -> int:
         os.environ["K8S_KEY_ID"] = scenario.key_id
         os.environ["K8S_SECRET_KEY"] = scenario.secret_key
         err.print(f"A simulated container cloud answers on {cloud.url}.")
-        err.print("Releasing the deployment qapm-home of app 3290 with Prefect's embedded API.")
+        err.print("Releasing the deployment qapm-home of app 3290.")
         request = ReleaseRequest.of(app_id=3290, deployment="qapm-home", reason="demo")
-        code = _conduct(lambda: _run_flow("deploy_latest_image", request), None)
-    home = shlex.quote(str(embedded.DEMO_HOME))
+        code = _conduct(lambda: _run_flow("deploy_latest_image", request), None, home)
+    prefect_home = shlex.quote(str(home / local.PREFECT_HOME))
     ours, prefect = _command("prefect-rollout"), _command("prefect")
     for line in (
         "",
         "Try next:",
         f"  {ours} simulate    in one shell: a cloud that keeps running, and what to export",
         f"  {ours} deploy --deployment bad-image    in another: a release that fails, and says why",
-        f"  PREFECT_HOME={home} {prefect} server start    this release in the Prefect UI",
+        f"  PREFECT_HOME={prefect_home} {prefect} server start    this release in the Prefect UI",
     ):
         say(line)
     return code
@@ -137,7 +141,7 @@ def configure(
     ] = None,
 ) -> int:
     """Save a container-cloud block from K8S_… variables or from prompts, once one read with it succeeds."""
-    embedded.prepare()
+    prefect_api.prepare()
     from prefect_rollout.settings import cloud_environment
 
     environment = cloud_environment()
@@ -149,8 +153,7 @@ def configure(
         os.environ["K8S_SECRET_KEY"] = _ask("K8S_SECRET_KEY", "Secret key (not shown)", secret=True)
     app_id = app_id or _ask("K8S_APP_ID", "App id to try it with")
     try:
-        embedded.reach()
-        asyncio.run(_configure(name, app_id))
+        asyncio.run(_at_the_api(lambda: _configure(name, app_id)))
     except RolloutError as error:
         complain(error)
         err.print("Nothing was saved.")
@@ -172,7 +175,7 @@ async def _configure(name: str, app_id: str) -> None:
         await block.asave(name, overwrite=True)
     except ValueError as error:
         raise InputError(f"name: {one_line(error)}", field="name") from error
-    err.print(f"Saved the block container-cloud/{name} in {embedded.api_in_use()}.", soft_wrap=True)
+    err.print(f"Saved the block container-cloud/{name} in {prefect_api.api_in_use()}.", soft_wrap=True)
 
 
 AsJson = Annotated[
@@ -209,9 +212,13 @@ class Common:
 
     app_id: Annotated[str, Parameter(env_var="K8S_APP_ID", help="Id of the app.")]
     deployment: Annotated[str, Parameter(env_var="K8S_DEPLOY_NAME", help="Exact name of the deployment.")]
-    target: Annotated[str, Parameter(help="Block with the credentials: type-slug/name.")] = (
-        "container-cloud/default"
-    )
+    target: Annotated[
+        str,
+        Parameter(
+            help="Block with the credentials: type-slug/name, or environment for the K8S_… variables; "
+            "container-cloud/default, or else the variables, if not given."
+        ),
+    ] = ""
     cluster: Annotated[
         list[str] | None, Parameter(help="Only this cluster; may be repeated.", negative="")
     ] = None
@@ -253,7 +260,10 @@ def deploy(
     *,
     template_id: Annotated[
         str | None,
-        Parameter(env_var="K8S_TEMPLATE_ID", help="Template to release from; the newest if not given."),
+        Parameter(
+            env_var="K8S_TEMPLATE_ID",
+            help="Template to release from, even if its release failed; else the newest released one.",
+        ),
     ] = None,
     image: Annotated[
         list[str] | None,
@@ -270,7 +280,7 @@ def deploy(
     approval_seconds: ApprovalSeconds = 86_400,
     as_json: AsJson = False,
 ) -> int:
-    """Release a deployment in this process, against the Prefect API that is configured or an embedded one."""
+    """Release a deployment in this process, with the Prefect API that is configured or a local server."""
     return _run(
         "deploy_latest_image",
         lambda: ReleaseRequest.of(
@@ -340,11 +350,12 @@ def rollback(
     common: Common,
     *,
     to_template: Annotated[
-        str | None, Parameter(help="Template to go back to; each cluster's previous one if not given.")
+        str | None,
+        Parameter(help="Template to go back to; the last one released in each cluster if not given."),
     ] = None,
     as_json: AsJson = False,
 ) -> int:
-    """Put a deployment back to what was online in each cluster before what is now."""
+    """Put a deployment back to the last template that was released in each cluster before what is now."""
     return _run(
         "rollback",
         lambda: RollbackRequest.of(**common.values(), to_template=to_template),
@@ -377,7 +388,7 @@ def retry(
     as_json: AsJson = False,
 ) -> int:
     """Go on, in this process, with a run that failed, timed out, crashed or was cancelled."""
-    embedded.prepare()
+    prefect_api.prepare()
     with _stdout_for_json(as_json) as stdout:
         try:
             wanted = UUID(run_id)
@@ -388,9 +399,10 @@ def retry(
 
 
 async def _retry(run_id: UUID) -> "ReleaseResult | BatchResult":
-    from prefect_rollout.flows.again import go_on
+    from prefect_rollout.flows.again import find, go_on
 
-    return await _result(await go_on(run_id))
+    await _say_where((await find(run_id)).parameters)
+    return await (await go_on(run_id)).aresult()
 
 
 @app.command
@@ -402,7 +414,7 @@ def history(
     deployment: Annotated[str | None, Parameter(help="Only of this deployment.")] = None,
     cluster: Annotated[str | None, Parameter(help="Only what concerned this cluster.")] = None,
     since: Annotated[
-        str | None, Parameter(help="Only since then: 7d, 36h, 2026-11-01, or an ISO date and time.")
+        str | None, Parameter(help="Only since then: 7d, 36h, 2026-11-01 (UTC), or 2026-11-01T08:00+08:00.")
     ] = None,
     limit: Annotated[int, Parameter(help="Rows at the most.", validator=Number(gte=1))] = 50,
     as_json: Annotated[
@@ -410,13 +422,13 @@ def history(
     ] = False,
 ) -> int:
     """Say what changed, who asked for it, when, why and through which entrance: the newest first."""
-    embedded.prepare()
+    prefect_api.prepare()
     with _stdout_for_json(as_json) as stdout:
         from prefect_rollout import ledger
 
         after = None if since is None else ledger.since_of(since, datetime.now(UTC))
-        embedded.reach()
-        found = asyncio.run(_history(ledger.Wanted(app_id, deployment, cluster, after, limit)))
+        wanted = ledger.Wanted(app_id, deployment, cluster, after, limit)
+        found = asyncio.run(_at_the_api(lambda: _history(wanted)))
         if stdout:
             stdout.writelines(json_line(change.model_dump(mode="json")) + "\n" for change in found)
         elif found:
@@ -442,8 +454,10 @@ async def _history(wanted: "Wanted") -> "list[Change]":
 def _history_table(found: "list[Change]") -> Table:
     """The changes as a person reads them; texts of others are words in it, too."""
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("When", no_wrap=True)
-    for head in ("Deployment (app)", "What", "Cluster", "Before → after", "Who (entrance)", "Why"):
+    table.add_column("When (UTC)", no_wrap=True)
+    for head in ("Deployment (app)", "What", "Cloud (block)", "Cluster", "Before → after"):
+        table.add_column(head, overflow="fold")
+    for head in ("Who (entrance)", "Why"):
         table.add_column(head, overflow="fold")
     table.add_column("Flow run", no_wrap=True)
     for change in found:
@@ -452,8 +466,9 @@ def _history_table(found: "list[Change]") -> Table:
             who += f", approved by {change.approved_by}"
         why = f"{change.why} [break glass: {change.break_glass}]" if change.break_glass else change.why
         cells = (
-            *(f"{change.when.astimezone():%Y-%m-%d %H:%M}", f"{change.deployment} ({change.app_id})"),
-            *(f"{change.action}: {change.outcome}", change.cluster, f"{change.before} → {change.after}"),
+            *(f"{change.when.astimezone(UTC):%Y-%m-%d %H:%M}", f"{change.deployment} ({change.app_id})"),
+            *(f"{change.action}: {change.outcome}", cloud_words(change.cloud, change.target)),
+            *(change.cluster, f"{change.before} → {change.after}"),
             *(who, why, change.run_id),
         )
         table.add_row(*(Text(one_line(cell, 1000)) for cell in cells))
@@ -468,9 +483,8 @@ def notify(
     block: Annotated[str, Parameter(help="Notification block: type-slug/name, such as slack-webhook/ops.")],
 ) -> int:
     """Create automations that notify, or renew those of the same names."""
-    embedded.prepare()
-    embedded.reach()
-    for name, created in asyncio.run(_notify(files, block)):
+    prefect_api.prepare()
+    for name, created in asyncio.run(_at_the_api(lambda: _notify(files, block))):
         done = "Created" if created else "Renewed"
         say(f"{done} the automation {one_line(name, 120)!r}.")
     return 0
@@ -499,7 +513,7 @@ def _images(given: list[str] | None) -> dict[str, str] | None:
 
 def _run(flow: str, request: Callable[[], Checked], as_json: bool) -> int:
     """Runs the flow of that name, once what it is asked has been checked."""
-    embedded.prepare()
+    prefect_api.prepare()
     with _stdout_for_json(as_json) as stdout:
         try:
             asked = request()
@@ -508,31 +522,72 @@ def _run(flow: str, request: Callable[[], Checked], as_json: bool) -> int:
         return _conduct(lambda: _run_flow(flow, asked), stdout)
 
 
+_api_lines: ContextVar[Sequence[str]] = ContextVar("api_lines", default=())
+"""Which Prefect API is used; a run says it after the cloud, which matters more."""
+
+
+async def _at_the_api(work: Callable[[], Coroutine[Any, Any, T]], home: Path = local.HOME) -> T:
+    """Run `work` with the Prefect API that is configured, or with the user's local server.
+
+    Args:
+        work: what to run.
+        home: folder of the local service.
+    """
+
+    def starting() -> None:
+        say("Starting the local Prefect server, which takes some seconds.")
+
+    async with prefect_api.reached(home, starting=starting) as lease:
+        lines = [f"Prefect API: {prefect_api.api_in_use()}"]
+        _api_lines.set(lines)
+        if lease is not None:
+            lines.append(f"Its UI asks for the password in {home / local.PASSWORD}")
+            if home == local.HOME:
+                earlier.tell_once(say)
+            await _offer_what_was_killed()
+        return await work()
+
+
+async def _offer_what_was_killed() -> None:
+    from prefect import get_client
+
+    from prefect_rollout import guard, reaper
+
+    async with get_client() as client:
+        # Whatever uses this server runs on this machine, so its processes can be asked for.
+        await reaper.sweep(client, gone=guard.ended_here)
+        for run in await reaper.to_offer(client):
+            say(
+                f"A release was killed while it ran: {one_line(run.name, 80)}. "
+                f"Continue it: {_command('prefect-rollout')} retry {run.id}"
+            )
+
+
 def _conduct(
-    work: "Callable[[], Coroutine[Any, Any, ReleaseResult | BatchResult]]", stdout: TextIO | None
+    work: "Callable[[], Coroutine[Any, Any, ReleaseResult | BatchResult]]",
+    stdout: TextIO | None,
+    home: Path = local.HOME,
 ) -> int:
     """Runs a flow in this process, shows its progress, says how it ended, returns the exit code."""
-    say(f"Prefect API: {embedded.api_in_use()}")
-    if embedded.in_use():
-        err.print("It starts with this command, which takes some seconds, and ends with it.")
     from prefect.exceptions import Abort, TerminationSignal
+
+    async def shown() -> "ReleaseResult | BatchResult":
+        with LiveProgress(err).showing():
+            return await _cancelled_by_ctrl_c(work())
 
     result: ReleaseResult | BatchResult | None = None
     error: RolloutError | None = None
     try:
-        for killed, name in embedded.reach().items():
-            err.print(
-                f"A release was killed while it ran: {one_line(name, 80)}. "
-                f"Go on with it: {_command('prefect-rollout')} retry {killed}",
-                markup=False,
-                soft_wrap=True,
-            )
-        with LiveProgress(err).showing():
-            result = asyncio.run(_cancelled_by_ctrl_c(work()))
+        result = asyncio.run(_at_the_api(shown, home))
     except RolloutError as failure:
         result, error = failure.batch or failure.result, failure
-    except TerminationSignal as signalled:  # Prefect's word for SIGTERM
-        raise KeyboardInterrupt from signalled
+    except (TerminationSignal, KeyboardInterrupt, asyncio.CancelledError) as signalled:  # the first: SIGTERM
+        from prefect_rollout import guard
+
+        if not guard.stopped:
+            raise KeyboardInterrupt from signalled
+        error = guard.stopped[-1]
+        result = error.batch or error.result
     except Abort as aborted:  # another process goes on with the run
         error = LockLostError(str(aborted))
     return _end(result, error, stdout)
@@ -565,14 +620,30 @@ async def _run_flow(name: str, request: Checked) -> "ReleaseResult | BatchResult
 
     # Not dumped: a plan keeps the lines of its file.
     parameters = {field: getattr(request, field) for field in type(request).model_fields}
+    await _say_where(parameters)
     with tags(f"{ENTRANCE}cli"):
-        state = await getattr(flows, name)(**parameters, return_state=True)
-    return await _result(state)
-
-
-async def _result(state: "State[ReleaseResult | BatchResult]") -> "ReleaseResult | BatchResult":
-    await embedded.settle(state.state_details.flow_run_id)
+        state: State[ReleaseResult | BatchResult] = await getattr(flows, name)(
+            **parameters, return_state=True
+        )
     return await state.aresult()
+
+
+async def _say_where(parameters: Mapping[str, Any]) -> None:
+    """Say which clouds a run with these parameters is about, and then which Prefect API is used."""
+    from prefect_rollout.blocks import choose_target
+    from prefect_rollout.plan import Plan
+
+    clouds = []
+    with contextlib.suppress(ConfigurationError, InputError):  # the run itself says what is wrong
+        targets = [str(parameters.get("target") or "")]
+        if "plan" in parameters:
+            targets = Plan.of_parameter(parameters["plan"]).targets
+        for target in targets:
+            clouds.append((await choose_target(target)).words)  # noqa: PERF401 - as many as can be found
+    for cloud in dict.fromkeys(clouds):
+        say(f"Cloud: {one_line(cloud)}")
+    for line in _api_lines.get():
+        say(line)
 
 
 def _end(
@@ -580,6 +651,9 @@ def _end(
 ) -> int:
     """Says how a release ended, to a person and, where `stdout` is given, as JSON; the exit code."""
     outcome = result.outcome if result else Outcome.FAILED
+    if result and outcome is not Outcome.PLANNED:
+        for note in _notes(result):
+            say(f"{one_line(note, 500)}.", style="yellow")
     if error:
         complain(error)
     elif result and result.outcome is Outcome.PLANNED:
@@ -588,10 +662,9 @@ def _end(
     elif result:
         done = _released(result) if isinstance(result, ReleaseResult) else f"Done: {result.counted}."
         say(done, style="green")
-    over = isinstance(error, NotApprovedError) and error.rejected
-    if error and not over and (run_id := _to_go_on_with(result)):
-        ours = _command("prefect-rollout")
-        say(f"Go on with it: {ours} retry {run_id}")
+    if error and result and error.retry_helps:
+        run_id = result.release_id if isinstance(result, ReleaseResult) else result.batch_id
+        say(f"Continue it: {_command('prefect-rollout')} retry {run_id}")
     if stdout:
         document: dict[str, Any] = result.model_dump(mode="json") if result else {"outcome": outcome.value}
         if error:
@@ -600,6 +673,13 @@ def _end(
     if isinstance(error, InputError | ConfigurationError):
         return WRONG_USE
     return EXIT_CODES[outcome]
+
+
+def _notes(result: "ReleaseResult | BatchResult") -> list[str]:
+    """The templates that were skipped, of a batch with the name of the release."""
+    if isinstance(result, ReleaseResult):
+        return result.notes
+    return [f"{one_line(row.name, 120)}: {note}" for row in result.releases for note in row.notes]
 
 
 _DONE = {
@@ -628,17 +708,8 @@ def _planned(result: "ReleaseResult | BatchResult") -> Iterator[str]:
 def _released(result: ReleaseResult) -> str:
     ready = ", ".join(f"{c.cluster} {c.ready}/{c.replicas}" for c in result.clusters)
     deployment = one_line(result.deployment)
-    return f"{_DONE[result.action]}: {deployment} runs {_template(result)} in {one_line(ready)}."
-
-
-def _to_go_on_with(result: "ReleaseResult | BatchResult | None") -> str | None:
-    """The flow run that a retry goes on with, if it does."""
-    if result is None:
-        return None
-    if not isinstance(result, ReleaseResult):
-        return result.batch_id
-    undone = any(cluster.rolled_back for cluster in result.clusters)
-    return None if undone else result.release_id
+    notes = "".join(f" {one_line(c.cluster, 80)}: {one_line(c.note)}." for c in result.clusters if c.note)
+    return f"{_DONE[result.action]}: {deployment} runs {_template(result)} in {one_line(ready)}.{notes}"
 
 
 def _template(result: ReleaseResult) -> str:

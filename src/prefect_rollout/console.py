@@ -68,7 +68,7 @@ def command_line(told: str = "") -> App:
 
 def run(app: App) -> None:
     """Runs the command that the process was started with, and ends the process."""
-    # SIGTERM ends the embedded API with the command, as Ctrl-C does.
+    # SIGTERM ends the command as Ctrl-C does: it says what stays.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         code = app(exit_on_error=False, error_console=err, result_action="return_value")
@@ -81,6 +81,10 @@ def run(app: App) -> None:
         complain(error)
         code = WRONG_USE
     except KeyboardInterrupt:
-        err.print("\nInterrupted. What was published by now stays published.")
+        err.print(
+            "\nInterrupted. What a release published by then stays, and the cloud continues with it: "
+            "roll back to undo it.",
+            soft_wrap=True,
+        )
         code = 130
     sys.exit(code if isinstance(code, int) else 0)

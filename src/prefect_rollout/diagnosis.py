@@ -32,6 +32,7 @@ class Category(StrEnum):
     NO_STATUS = "NoStatus"
     UNCONFIRMED = "Unconfirmed"
     REPLICAS_DIFFER = "ReplicasDiffer"
+    BASELINE_UNKNOWN = "BaselineUnknown"
 
     # What goes wrong before or beside the pods.
     INVALID_INPUT = "InvalidInput"
@@ -81,7 +82,7 @@ _WORDS: dict[Category, tuple[str, str]] = {
     ),
     Category.QUOTA_EXCEEDED: (
         "the namespace's quota does not suffice",
-        "Free or raise the namespace's quota, then retry the run.",
+        "Free or raise the namespace's quota.",
     ),
     Category.CONTAINER_NOT_READY: (
         "the container runs and is not ready",
@@ -119,6 +120,10 @@ _WORDS: dict[Category, tuple[str, str]] = {
         "another number of pods stands than is wanted",
         "Was the deployment scaled meanwhile? Compare its replicas with the metaData, then start again.",
     ),
+    Category.BASELINE_UNKNOWN: (
+        "new and old pods cannot be told apart",
+        "Look in the cloud's console which template its pods run; a restart replaces them all.",
+    ),
     Category.INVALID_INPUT: ("a value cannot be used", "Correct the value and start again."),
     Category.CONFIGURATION: (
         "a setting is missing or unusable",
@@ -139,12 +144,12 @@ _WORDS: dict[Category, tuple[str, str]] = {
         "Ask the app's administrators for a key with the right to release it there.",
     ),
     Category.REJECTED: ("the platform refuses", "Correct what the message names, then start again."),
-    Category.CONFLICT: ("another publish is running", "Wait for the other publish to end, then retry."),
-    Category.OVERLOADED: ("the platform is overloaded", "Retry the run when the cloud has recovered."),
-    Category.SERVER_FAULT: ("the platform failed", "Retry the run when the cloud has recovered."),
+    Category.CONFLICT: ("another publish is running", "Wait for the other publish to end."),
+    Category.OVERLOADED: ("the platform is overloaded", "Wait until the cloud has recovered."),
+    Category.SERVER_FAULT: ("the platform failed", "Wait until the cloud has recovered."),
     Category.UNREACHABLE: (
         "the platform does not answer",
-        "Check the network and the block's api_url, then retry the run.",
+        "Check the network and the block's api_url.",
     ),
     Category.UNUSABLE_ANSWER: (
         "the platform answered something else than its contract says",
@@ -154,7 +159,7 @@ _WORDS: dict[Category, tuple[str, str]] = {
     Category.LOCKED: ("another release of it is running", "Wait for the other run to end, then start again."),
     Category.BATCH: (
         "not all releases of the batch were released",
-        "Retry the run when the causes are mended: only what has not been released is released then.",
+        "Fix the causes that the releases name.",
     ),
     Category.WINDOW_CLOSED: (
         "a release window is closed",

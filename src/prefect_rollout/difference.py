@@ -1,8 +1,8 @@
 """What a release would change, cluster by cluster, and the hash that stands for it. Pure.
 
 A pod template holds secrets: in environment values, arguments, commands, annotations, and wherever its
-author put them. So a value is shown only at the places that `_PODS` names, and only if it looks like
-what belongs there; of all else, no more than that it changed.
+author put them. So a value is shown only at the places that `_PODS` names: images, numbers, amounts and
+words of Kubernetes' own. Of all else, no more than that it changed.
 """
 
 import hashlib
@@ -18,14 +18,19 @@ from prefect_rollout.models import (
     Change,
     Difference,
     Id,
+    Procedure,
     ReleasePlan,
     Strategy,
     Template,
     Version,
+    cloud_words,
     same_or_none,
     template_name,
 )
+from prefect_rollout.revisions import shortened, unknown_words
 from prefect_rollout.text import one_line
+
+_BY_DEFAULT = Procedure()
 
 SHOWN_CHANGES = 100
 """How many changes of a cluster are listed; the rest is counted."""
@@ -42,6 +47,9 @@ class Found:
         images: the images to come, `{container: image}`.
         pods: pods that are listed; `None` where that is unknown.
         replicas: replicas wanted.
+        desired: pods that the platform was asked for before, where it reports that.
+        assumed: whether `replicas` stands in for a number that the platform does not report.
+        note: what a person has to know of the replicas, as a clause.
     """
 
     cluster: str
@@ -51,6 +59,9 @@ class Found:
     images: Mapping[str, str]
     pods: int | None
     replicas: int
+    desired: int | None = None
+    assumed: bool = False
+    note: str = ""
 
 
 def release_plan(
@@ -58,27 +69,37 @@ def release_plan(
     clusters: Sequence[Found],
     *,
     platform: str,
+    cloud: str = "",
+    target: str = "",
     app_id: Id,
     deployment_id: Id,
     deployment: str,
     base: Id | None,
     strategy: Strategy | None,
     in_place: bool,
+    procedure: Procedure = _BY_DEFAULT,
+    notes: Sequence[str] = (),
+    unknown: Sequence[Id] = (),
 ) -> ReleasePlan:
     """The plan of a release, with its hash.
 
-    The hash covers whatever decides what comes out, and nothing that changes by itself such as pods.
+    The hash covers whatever decides what is written, and nothing that changes by itself such as pods.
 
     Args:
         action: what is to be done.
         clusters: what was found, cluster by cluster.
         platform: `Platform.identity`.
+        cloud: the platform's address, to be shown.
+        target: the block that it was reached through, to be shown.
         app_id: the app's id.
         deployment_id: the deployment's id.
         deployment: its name.
         base: the template that a new one is made from; `None` where none is made.
         strategy: how old pods give way, by the metaData.
         in_place: whether pods keep their names.
+        procedure: in which order it writes, and what follows a failure.
+        notes: templates that were skipped, and why.
+        unknown: chosen templates of which no release is on record.
 
     Raises:
         UnreadableTemplateError: a template to come is not a Deployment.
@@ -90,6 +111,10 @@ def release_plan(
         "deployment": str(deployment_id),
         "strategy": strategy and strategy.model_dump(mode="json"),
         "in_place": in_place,
+        "procedure": procedure.model_dump(mode="json"),
+        # One after the other, their order decides which are written at all where one fails.
+        "sequence": [each.cluster for each in clusters] if procedure.order == "one-by-one" else None,
+        "notes": list(notes),
         "clusters": sorted(
             (
                 {
@@ -99,7 +124,8 @@ def release_plan(
                     "template": str(each.after.id),
                     "after": _content(each.after.version),
                     "images": dict(each.images),
-                    "replicas": each.replicas,
+                    # One that is assumed goes by the pods that happen to be listed, and is not written.
+                    "replicas": None if each.assumed else each.replicas,
                 }
                 for each in clusters
             ),
@@ -109,12 +135,17 @@ def release_plan(
     return ReleasePlan(
         action=action,
         plan_hash=hashlib.sha256(_canonical(facts)).hexdigest()[:16],
+        cloud=cloud,
+        target=target,
         app_id=app_id,
         deployment=deployment,
         base_template_id=base,
         strategy=strategy,
         in_place=in_place,
-        clusters=[_difference(each, new=base is not None) for each in clusters],
+        procedure=procedure,
+        notes=list(notes),
+        unknown=list(unknown),
+        clusters=[_difference(each, action, new=base is not None, in_place=in_place) for each in clusters],
     )
 
 
@@ -122,20 +153,27 @@ def _content(version: Version) -> list[Any]:
     return [version.digest, version.images]
 
 
-def _difference(found: Found, *, new: bool) -> Difference:
+def _difference(found: Found, action: Action, *, new: bool, in_place: bool) -> Difference:
     changes: list[Change] | None = None
     if found.before is not None:
         changes = differences(found.before.pods, found.after.pods)
     elif found.online is None:
         changes = []  # nothing is online: all is new
+    images_before = found.before.version.images if found.before else None
+    stays = action is Action.SCALE or (changes == [] and images_before == dict(found.images))
+    replaced = action is Action.RESTART or not stays
+    unseen = found.pods is None and found.online is not None and replaced and not in_place
     return Difference(
         cluster=found.cluster,
         template_before=found.online,
         template=None if new else found.after.id,
-        images_before=found.before.version.images if found.before else None,
+        images_before=images_before,
         images=dict(found.images),
         pods=found.pods,
         replicas=found.replicas,
+        desired=found.desired,
+        assumed=found.assumed,
+        notes=[note for note in (found.note, UNSEEN if unseen else "") if note],
         changes=changes and changes[:SHOWN_CHANGES],
         more=max(0, len(changes or []) - SHOWN_CHANGES),
     )
@@ -171,12 +209,14 @@ def hold_choice(plan: ReleasePlan, choice: Mapping[str, tuple[Id, Mapping[str, s
         each.cluster: (
             str(plan.base_template_id if each.template is None else each.template),
             each.images,
-            each.replicas,
+            None if each.assumed else each.replicas,
         )
         for each in plan.clusters
     }
+    assumed = {each.cluster for each in plan.clusters if each.assumed}
     mine = {
-        cluster: (str(template), dict(images), count) for cluster, (template, images, count) in choice.items()
+        cluster: (str(template), dict(images), None if cluster in assumed else count)
+        for cluster, (template, images, count) in choice.items()
     }
     if planned != mine:
         raise PlanChangedError(
@@ -208,6 +248,9 @@ def hold_online(plan: ReleasePlan, online: Mapping[str, Id | None]) -> None:
 # As plain text: whoever shows it makes it safe by `text.one_line` or `text.markdown`.
 
 NOTHING = "Nothing would change: every cluster has these images and settings, with the replicas wanted."
+
+
+UNSEEN = "its pods are not reported now: new and old pods cannot be told apart by their names"
 
 
 RESTARTED = "Every pod would be replaced by a new one of the same template."
@@ -242,6 +285,23 @@ def strategy_words(plan: ReleasePlan) -> str:
         ]
     parts.append("in place" if plan.in_place else "")
     return ", ".join(part for part in parts if part) or "the cloud's own"
+
+
+def procedure_words(plan: ReleasePlan) -> str:
+    """Such as `canary c2 first, then all other clusters at once; on failure: rollback; no approval`."""
+    how = plan.procedure
+    order = "one cluster after the other" if how.order == "one-by-one" else "all clusters at once"
+    if how.canary is not None:
+        rest = "one cluster after the other" if how.order == "one-by-one" else "all other clusters at once"
+        order = f"canary {how.canary} first, then {rest}"
+    approval = {"none": "no approval", "before-release": "only after a person's approval"}
+    parts = [
+        order,
+        f"{how.pause_seconds:g} s between clusters" if how.pause_seconds else "",
+        f"on failure: {how.on_failure}" if how.on_failure else "",
+        approval[how.approval] if how.approval else "",
+    ]
+    return "; ".join(part for part in parts if part)
 
 
 def image_rows(each: Difference) -> list[tuple[str, str, str]]:
@@ -283,12 +343,15 @@ def others_words(each: Difference) -> str:
 
 def plan_lines(plan: ReleasePlan) -> list[str]:
     """The plan for a terminal, line by line and safe for it."""
-    lines = [f"Plan of {one_line(plan.deployment, 120)}, by {one_line(strategy_words(plan), 120)}:"]
+    where = cloud_words(plan.cloud, plan.target)
+    of = f"{one_line(plan.deployment, 120)}{where and f' on {one_line(where, 400)}'}"
+    lines = [f"Plan of {of}, by {one_line(strategy_words(plan), 120)}:"]
     for each in plan.clusters:
         lines.append(
             f"  {one_line(each.cluster, 80)}: template {one_line(template_words(plan, each), 120)}; "
             f"pods {pods_words(each)}"
         )
+        lines += [f"    {one_line(note)}" for note in each.notes]
         lines += [
             f"    image {one_line(container, 80)}: "
             + (f"stays {one_line(after)}" if before == after else f"{one_line(before)} → {one_line(after)}")
@@ -299,21 +362,30 @@ def plan_lines(plan: ReleasePlan) -> list[str]:
         ]
         if others := others_words(each):
             lines.append(f"    {others}")
+    lines.append(f"  {one_line(procedure_words(plan))}")
     if plan.nothing:
         lines.append(NOTHING)
     if plan.action is Action.RESTART:
         lines.append(RESTARTED)
+    lines += notes_of(plan)
     return [*lines, f"Plan hash: {plan.plan_hash}"]
+
+
+def notes_of(plan: ReleasePlan) -> list[str]:
+    """Return the sentences about the choice of the templates; safe for a terminal."""
+    unknown = unknown_words(plan.unknown)
+    return [*(f"{one_line(note, 400)}." for note in plan.notes), *([unknown] if unknown else [])]
 
 
 def summary(plan: ReleasePlan, limit: int = 5) -> str:
     """The plan as a clause of a sentence, of the first `limit` clusters; safe for a log."""
+    notes = [shortened(plan.notes)] if plan.notes else []
     if plan.nothing:
-        return one_line(NOTHING[0].lower() + NOTHING[1:].rstrip("."))
+        return "; ".join([one_line(NOTHING[0].lower() + NOTHING[1:].rstrip(".")), *notes])
     told = [_in_short(plan, each) for each in plan.clusters[:limit]]
     if len(plan.clusters) > limit:
         told.append(f"and {len(plan.clusters) - limit} clusters more")
-    return "; ".join(told)
+    return "; ".join([*told, *notes])
 
 
 def _in_short(plan: ReleasePlan, each: Difference) -> str:
@@ -323,6 +395,7 @@ def _in_short(plan: ReleasePlan, each: Difference) -> str:
         f"template {one_line(template_words(plan, each), 90)}",
         one_line(", ".join(sorted(images)), 160),
         f"pods {pods_words(each)}",
+        *(one_line(note) for note in each.notes),
         f"{count} {'change' if count == 1 else 'changes'} of the pod template" if count else "",
     ]
     if plan.action is Action.RESTART:
@@ -361,10 +434,14 @@ def _either(*leaves: Leaf) -> Leaf:
 
 @dataclass(frozen=True)
 class _Named:
-    """A list whose entries are told apart by one of their fields, wherever they stand."""
+    """A list whose entries are told apart by one of their fields, wherever they stand.
+
+    `shown` says whether that field names the entry in a path; else its place in the list does.
+    """
 
     key: str
     entry: "_Shape"
+    shown: bool = True
 
 
 @dataclass(frozen=True)
@@ -379,17 +456,20 @@ _Shape = Leaf | _Named | _Each | dict[str, Any]
 _NAME = r"[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?"
 _KEY = re.compile(rf"([a-z0-9.-]{{1,253}}/)?{_NAME}", re.ASCII).fullmatch
 _ENTRY = re.compile(r"[A-Za-z0-9_./-]{1,253}", re.ASCII).fullmatch
-_name, _word = _like(_NAME), _like(r"[A-Za-z]{1,40}")
-_label = _like(r"([A-Za-z0-9]([A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?)?")
-_path = _like(r"[A-Za-z0-9_./-]{1,200}")  # without a query, in which a token could stand
-_port = _either(_number, _like(r"[a-z0-9-]{1,15}"))
+# What Kubernetes allows in the fields that take one of a few words.
+_word = _like(
+    "Always|IfNotPresent|Never|OnFailure|HTTP|HTTPS|TCP|UDP|SCTP|Memory|HugePages|None|HostToContainer|"
+    "Bidirectional|Disabled|IfPossible|Enabled|File|FallbackToLogsOnError|Directory|DirectoryOrCreate|"
+    "FileOrCreate|Socket|CharDevice|BlockDevice|ClusterFirst|ClusterFirstWithHostNet|Default|"
+    "PreemptLowerPriority"
+)
 _quantity = _either(_number, _like(r"[0-9.]{1,20}([numkKMGTPE]|[KMGTPE]i)?"))
 _image = _like(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,500}(@sha256:[0-9a-f]{64})?")
 
 _PROBE = {
-    "httpGet": {"path": _path, "port": _port, "scheme": _word, "host": _hidden, "httpHeaders": _hidden},
-    "tcpSocket": {"port": _port, "host": _hidden},
-    "grpc": {"port": _port, "service": _hidden},
+    "httpGet": {"path": _hidden, "port": _number, "scheme": _word, "host": _hidden, "httpHeaders": _hidden},
+    "tcpSocket": {"port": _number, "host": _hidden},
+    "grpc": {"port": _number, "service": _hidden},
     "exec": _hidden,
     "initialDelaySeconds": _number,
     "periodSeconds": _number,
@@ -400,29 +480,36 @@ _PROBE = {
 }
 _AMOUNTS = {"limits": _Each(_quantity), "requests": _Each(_quantity), "claims": _hidden}
 _CONTAINER = {
-    "name": _name,
+    "name": _hidden,
     "image": _image,
     "imagePullPolicy": _word,
     "ports": _Named(
         "containerPort",
-        {"name": _name, "containerPort": _number, "hostPort": _number, "hostIP": _hidden, "protocol": _word},
+        {
+            "name": _hidden,
+            "containerPort": _number,
+            "hostPort": _number,
+            "hostIP": _hidden,
+            "protocol": _word,
+        },
     ),
     "resources": _AMOUNTS,
     "livenessProbe": _PROBE,
     "readinessProbe": _PROBE,
     "startupProbe": _PROBE,
-    "env": _Named("name", {"name": _name, "value": _hidden, "valueFrom": _hidden}),
+    "env": _Named("name", {"name": _hidden, "value": _hidden, "valueFrom": _hidden}),
     "volumeMounts": _Named(
         "mountPath",
         {
-            "name": _name,
-            "mountPath": _path,
+            "name": _hidden,
+            "mountPath": _hidden,
             "readOnly": _number,
             "subPath": _hidden,
             "subPathExpr": _hidden,
             "mountPropagation": _word,
             "recursiveReadOnly": _word,
         },
+        shown=False,
     ),
     "terminationMessagePolicy": _word,
     "restartPolicy": _word,
@@ -435,18 +522,18 @@ _CONTAINER = {
     ),
 }
 _VOLUME = {
-    "name": _name,
+    "name": _hidden,
     "emptyDir": {"medium": _word, "sizeLimit": _quantity},
-    "hostPath": {"path": _path, "type": _word},
-    "configMap": {"name": _name, "items": _hidden, "defaultMode": _number, "optional": _hidden},
-    "secret": {"secretName": _name, "items": _hidden, "defaultMode": _number, "optional": _hidden},
-    "persistentVolumeClaim": {"claimName": _name, "readOnly": _number},
+    "hostPath": {"path": _hidden, "type": _word},
+    "configMap": {"name": _hidden, "items": _hidden, "defaultMode": _number, "optional": _hidden},
+    "secret": {"secretName": _hidden, "items": _hidden, "defaultMode": _number, "optional": _hidden},
+    "persistentVolumeClaim": {"claimName": _hidden, "readOnly": _number},
 }
 _PODS: dict[str, Any] = {
     "metadata": {
-        "name": _name,
-        "namespace": _name,
-        "labels": _Each(_label),
+        "name": _hidden,
+        "namespace": _hidden,
+        "labels": _Each(_hidden),
         "annotations": _Each(_hidden),
         "creationTimestamp": _hidden,
     },
@@ -454,8 +541,8 @@ _PODS: dict[str, Any] = {
         "containers": _Named("name", _CONTAINER),
         "initContainers": _Named("name", _CONTAINER),
         "volumes": _Named("name", _VOLUME),
-        "nodeSelector": _Each(_label),
-        "imagePullSecrets": _Named("name", {"name": _name}),
+        "nodeSelector": _Each(_hidden),
+        "imagePullSecrets": _Named("name", {"name": _hidden}),
         "terminationGracePeriodSeconds": _number,
         "activeDeadlineSeconds": _number,
         "priority": _number,
@@ -463,12 +550,12 @@ _PODS: dict[str, Any] = {
         "restartPolicy": _word,
         "dnsPolicy": _word,
         "preemptionPolicy": _word,
-        "serviceAccountName": _name,
-        "serviceAccount": _name,
-        "schedulerName": _name,
-        "priorityClassName": _name,
-        "runtimeClassName": _name,
-        "nodeName": _name,
+        "serviceAccountName": _hidden,
+        "serviceAccount": _hidden,
+        "schedulerName": _hidden,
+        "priorityClassName": _hidden,
+        "runtimeClassName": _hidden,
+        "nodeName": _hidden,
         "hostNetwork": _number,
         "hostPID": _number,
         "hostIPC": _number,
@@ -523,12 +610,14 @@ def _walk(path: str, shape: _Shape, before: Any, after: Any) -> Iterator[Change]
 def _walk_entries(
     path: str, shape: _Named, before: dict[str, Any], after: dict[str, Any]
 ) -> Iterator[Change]:
+    places = {name: str(place) for known in (before, after) for place, name in enumerate(known)}
     for name in dict.fromkeys([*before, *after]):
         one, other = before.get(name, _MISSING), after.get(name, _MISSING)
+        where = f"{path}[{name if shape.shown else places[name]}]"
         if one is _MISSING or other is _MISSING:
-            yield _change(f"{path}[{name}]", _hidden, one, other)
+            yield _change(where, _hidden, one, other)
         else:
-            yield from _walk(f"{path}[{name}]", shape.entry, one, other)
+            yield from _walk(where, shape.entry, one, other)
     if [name for name in before if name in after] != [name for name in after if name in before]:
         yield Change(path=path, what="reordered")
 

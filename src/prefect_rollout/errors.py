@@ -8,8 +8,8 @@ RolloutError
 │   ├── AppNotFoundError
 │   ├── DeploymentNotFoundError
 │   ├── TemplateNotFoundError   the template id that was asked for is unknown
-│   ├── NoTemplateError         the deployment has no template at all
-│   ├── NoPreviousTemplateError the history has no template to go back to
+│   ├── NoTemplateError         the deployment has no template, or none that was released
+│   ├── NoPreviousTemplateError the history has no released template to go back to
 │   ├── ClusterNotFoundError
 │   └── ContainerNotFoundError
 ├── MetaDataError               the deployment's metaData cannot be read or lacks what a release needs
@@ -44,7 +44,8 @@ RolloutError
 Every error carries `step` (the step of the release), `problem`, `advice` (what the user can do next),
 `retryable` (whether the same call may succeed later), `retry_after` (seconds), `data` (status, code,
 request_id, cluster, template_id and the like, where known) and `diagnosis` (category, cluster, pod and
-what to do next, for people and programs alike).
+what to do next, for people and programs alike). `retry_helps` says whether a retry of the run that it ended
+can end otherwise; whoever offers a retry asks that, so no `advice` speaks of one.
 """
 
 from collections.abc import Sequence
@@ -58,6 +59,9 @@ if TYPE_CHECKING:
     from prefect_rollout.batch import BatchResult
     from prefect_rollout.models import ReleaseResult
     from prefect_rollout.verdict import Verdict
+
+UNLISTED = "names-unlisted"
+"""Tag of a flow run whose errors do not list which names there are: who started it may not know them."""
 
 # What stands in the sentence itself; the rest of `data` is for programs.
 _SHOWN = {"status": "status", "code": "code", "request_id": "request id"}
@@ -75,6 +79,7 @@ class RolloutError(Exception):
     """
 
     category: ClassVar[Category] = Category.INTERNAL
+    passes: ClassVar[bool] = False
     advice: str = "Read the flow run's log for the circumstances."
     retryable: bool = False
 
@@ -118,12 +123,32 @@ class RolloutError(Exception):
         ]
         circumstances = f" ({', '.join(known)})" if known else ""
         live = f" Live at {when(self.live_at)}: {self.live}." if self.live else ""
-        return f"{where}{self.problem}{circumstances}. {self._told}{self.advice}{live}"
+        advice = f"{self.advice} {self.next_step}".rstrip()
+        return f"{where}{self.problem}{circumstances}. {self._told}{advice}{live}"
 
     @property
     def _told(self) -> str:
         """What stands between the problem and the advice, with its final period and a blank."""
         return ""
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether the cause can pass, or be removed, while what was asked stays the same."""
+        return self.passes
+
+    @property
+    def retry_helps(self) -> bool:
+        """Whether a retry of the run that this error ended can end otherwise."""
+        run = self.batch or self.result
+        return run is not None and not run.over and self.may_pass
+
+    @property
+    def next_step(self) -> str:
+        """What to do with the run itself, as a sentence; empty where there is nothing to do with it."""
+        if self.retry_helps:
+            return "Retry the run to continue where it stopped."
+        over = self.result is not None and self.result.rolled_back
+        return "This run is over: start a new release once that is fixed." if over else ""
 
     @property
     def diagnosis(self) -> Diagnosis:
@@ -133,7 +158,10 @@ class RolloutError(Exception):
         return told.model_copy(update={"resolution": self.advice})
 
     def to_dict(self) -> dict[str, Any]:
-        """The error for programs: `type`, `step`, `message`, `retryable`, `advice`, `diagnosis`, data."""
+        """The error for programs: `type`, `step`, `message`, `retryable`, `advice`, `diagnosis`, data.
+
+        `retry_helps` and `next_step` concern the run that it ended.
+        """
         return {
             **self.data,
             "type": type(self).__name__,
@@ -141,6 +169,8 @@ class RolloutError(Exception):
             "message": self.problem,
             "retryable": self.retryable,
             "advice": self.advice,
+            "retry_helps": self.retry_helps,
+            "next_step": self.next_step,
             "live": self.live,
             "live_at": self.live_at and self.live_at.isoformat(timespec="seconds"),
             "diagnosis": self.diagnosis.model_dump(mode="json"),
@@ -211,6 +241,11 @@ class ConfigurationError(RolloutError):
     category = Category.CONFIGURATION
     advice = "Run `prefect-rollout configure`, or correct the block in the Prefect UI."
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether nothing is misconfigured: the Prefect API did not answer."""
+        return self.retryable or bool(self.data.get("prefect_api"))
+
 
 class NotFoundError(RolloutError):
     """The platform does not have what was named.
@@ -232,6 +267,11 @@ class NotFoundError(RolloutError):
         advice = f"There {'is' if len(shown) == 1 else 'are'}: {', '.join(shown)}." if shown else None
         problem = f"there is no {cls.kind} {one_line(name, 120)!r}{where and ' ' + where}"
         return cls(problem, advice=advice, known=shown or None, **data)
+
+    def unlist(self) -> None:
+        """Forget which names there are, for somebody who may not know them."""
+        self.data.pop("known", None)
+        self.advice = type(self).advice
 
 
 class AppNotFoundError(NotFoundError):
@@ -256,14 +296,14 @@ class TemplateNotFoundError(NotFoundError):
 
 
 class NoTemplateError(NotFoundError):
-    """The deployment has no template at all."""
+    """The deployment has no template, or none that was released."""
 
     kind = "template"
     advice = "Create the deployment's first template in the cloud's console."
 
 
 class NoPreviousTemplateError(NotFoundError):
-    """The publish history has no template that was online before the present one."""
+    """The publish history has no released template that was online before the present one."""
 
     kind = "template"
     advice = "Name the template to go back to with to_template."
@@ -318,6 +358,11 @@ class PlatformError(RolloutError):
     category = Category.REJECTED
     advice = "Give the request id to the cloud's operators."
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether the platform may answer otherwise, or stopped a run that was half done."""
+        return self.passes or self.retryable or (self.result is not None and self.result.wrote)
+
 
 class AuthenticationError(PlatformError):
     """401: the platform does not accept the key, the signature, the clock or the nonce."""
@@ -337,7 +382,8 @@ class QuotaExceededError(AccessDeniedError):
     """403, sub-code 403001: the namespace's quota does not suffice."""
 
     category = Category.QUOTA_EXCEEDED
-    advice = "Free or raise the namespace's quota, then retry the run."
+    passes = True
+    advice = "Free or raise the namespace's quota."
 
 
 class RejectedError(PlatformError):
@@ -351,7 +397,12 @@ class ConflictError(PlatformError):
     """409: another publish is running (409001, retryable), or an idempotency key was used before."""
 
     category = Category.CONFLICT
-    advice = "Wait for the other publish to end, then retry the run."
+    advice = "Wait for the other publish to end."
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether it is the publish of another that ends by itself, and not one that has followed."""
+        return self.retryable
 
 
 class OverloadedError(PlatformError):
@@ -359,7 +410,7 @@ class OverloadedError(PlatformError):
 
     category = Category.OVERLOADED
     retryable = True
-    advice = "Retry the run when the cloud has recovered."
+    advice = "Wait until the cloud has recovered."
 
 
 class ServerFaultError(PlatformError):
@@ -367,7 +418,7 @@ class ServerFaultError(PlatformError):
 
     category = Category.SERVER_FAULT
     retryable = True
-    advice = "Retry the run when the cloud has recovered; it looks at what took effect before it writes."
+    advice = "Wait until the cloud has recovered."
 
 
 class UnreachableError(PlatformError):
@@ -375,7 +426,7 @@ class UnreachableError(PlatformError):
 
     category = Category.UNREACHABLE
     retryable = True
-    advice = "Check the network and the block's api_url, then retry the run; it looks before it writes."
+    advice = "Check the network and the block's api_url."
 
 
 class UnusableAnswerError(PlatformError):
@@ -389,14 +440,15 @@ class SkippedError(RolloutError):
     """The run came too late, or a newer one takes its place. Nothing was asked of the platform."""
 
     category = Category.CANCELLED
-    advice = "Retry the run if it shall be done all the same."
+    advice = "Start a new run to release all the same."
 
 
 class LockedError(RolloutError):
     """Another release of the same deployment and cluster is running. Nothing was written."""
 
     category = Category.LOCKED
-    advice = "Wait for it to end, or cancel it, then retry the run."
+    passes = True
+    advice = "Wait for it to end, or cancel it."
 
     @classmethod
     def held(cls, locks: Sequence[str], holder: str, waited_seconds: float) -> "LockedError":
@@ -422,8 +474,9 @@ class WindowClosedError(RolloutError):
     """
 
     category = Category.WINDOW_CLOSED
+    passes = True
     advice = (
-        "Retry the run when the window is open; or start again with window_wait_seconds, to wait for that, "
+        "Wait until the window is open; or start again with window_wait_seconds, to wait for that, "
         "or with the reason why it cannot wait as break_glass."
     )
 
@@ -439,7 +492,8 @@ class LockLostError(RolloutError):
     """The release may not write any more: its lock is gone, or someone else goes on with the run."""
 
     category = Category.LOCKED
-    advice = "See whether another process goes on with this run; if none does, retry it."
+    passes = True
+    advice = "See whether another process continues this run."
 
 
 class BatchFailedError(RolloutError):
@@ -447,21 +501,28 @@ class BatchFailedError(RolloutError):
 
     category = Category.BATCH
     advice = (
-        "Mend the causes and retry the run, which goes on with what has not been released; or start the plan "
-        "anew with only_failed."
+        "Fix the causes that the releases name; a new batch of the same plan with only_failed leaves out "
+        "what was released."
     )
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether any of its releases can end otherwise."""
+        return self.batch is not None and any(row.may_pass for row in self.batch.releases)
 
 
 class UnforeseenError(RolloutError):
     """Something went wrong that nobody foresaw; its `__cause__` says what, in the flow run's log."""
 
-    advice = "Read the flow run's log, and report what it says to the maintainers; then retry the run."
+    passes = True
+    advice = "Read the flow run's log, and report what it says to the maintainers."
 
 
 class ReleaseError(RolloutError):
     """The release was started and did not end well. `verdict` is the last look at its clusters."""
 
     category = Category.UNKNOWN_STATE
+    passes = True
     verdict: "Verdict | None" = None
     advice = "Look at the named pods in the cloud's console."
 
@@ -479,6 +540,11 @@ class ReleaseError(RolloutError):
 class ReleaseFailedError(ReleaseError):
     """The platform or a pod says that the release cannot succeed."""
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether the cause can be removed: the name of an image in a template cannot be."""
+        return self.diagnosis.category is not Category.INVALID_IMAGE_NAME
+
 
 class ReleaseTimedOutError(ReleaseError):
     """The new pods were not all ready within the polls allowed."""
@@ -490,16 +556,38 @@ class ReleaseTimedOutError(ReleaseError):
 
 
 class RollbackFailedError(ReleaseError):
-    """A release failed, and rolling it back failed as well. The first failure is its `__cause__`."""
+    """A release failed, and rolling it back failed as well. The first failure is its `__cause__`.
+
+    Attributes:
+        found: what is wrong with the rollback, where more is known of it than its problem.
+        cause: the first failure, as by `to_dict`.
+    """
 
     advice = "Put the deployment right in the cloud's console now; the clusters' state stands in the report."
+    found: Diagnosis | None = None
+    cause: dict[str, Any] | None = None
+
+    @property
+    def diagnosis(self) -> Diagnosis:
+        """What is wrong with the rollback; of the release, `cause` says it."""
+        return self.found or super().diagnosis
+
+    @property
+    def _told(self) -> str:
+        cause = self.cause and Diagnosis.model_validate(self.cause["diagnosis"])
+        told = (("Rollback", self.found), ("Release", cause))
+        return "".join(f"{of}: {str(each).rstrip('.')}. " for of, each in told if each)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As of every error, and `cause`: the failure of the release, in the same shape."""
+        return {**super().to_dict(), "cause": self.cause}
 
 
 class ReleaseCancelledError(ReleaseError):
     """A person cancelled the release. What was written by then stays; nothing more is written."""
 
     category = Category.CANCELLED
-    advice = "Retry the run to go on where it stopped, or roll back."
+    advice = "Look at what is live; roll back to undo what was published."
 
 
 class NotApprovedError(ReleaseCancelledError):
@@ -511,3 +599,8 @@ class NotApprovedError(ReleaseCancelledError):
     def rejected(self) -> bool:
         """Whether a person rejected it."""
         return "rejected_by" in self.data
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether somebody can be asked again: who has answered is not."""
+        return not self.rejected and "refused" not in self.data

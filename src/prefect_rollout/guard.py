@@ -9,7 +9,8 @@ import asyncio
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import AsyncIterator, Collection, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
@@ -39,12 +40,14 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectAlreadyExists, PrefectException, PrefectHTTPStatusError
 from prefect.logging import get_run_logger
 from prefect.results import aget_default_result_storage, get_result_store
+from prefect.settings import PREFECT_API_URL
 from prefect.states import Running
 from prefect.types.names import BANNED_CHARACTERS
 
 from prefect_rollout import reaper
-from prefect_rollout.errors import ConfigurationError, LockedError, LockLostError
+from prefect_rollout.errors import UNLISTED, ConfigurationError, LockedError, LockLostError, RolloutError
 from prefect_rollout.flow_runs import PAGE, by_id
+from prefect_rollout.images import ALLOW
 from prefect_rollout.progress import Progress, tell
 from prefect_rollout.text import one_line
 from prefect_rollout.turns import resting
@@ -65,6 +68,12 @@ _ASK_AGAIN_SECONDS = 2.0
 # How long a write that is on its way is heard out after a cancel.
 _ANSWER_SECONDS = 5.0
 
+ENDS = "its process was told to end"
+"""Why a run stops that nobody cancelled."""
+
+stopped: deque[RolloutError] = deque(maxlen=1)
+"""What the last run said that was stopped: for a command whose event loop ends with it."""
+
 NO_ANSWER = (httpx.HTTPError, PrefectException, ValueError)
 """What Prefect's client raises where its API does not answer, or not as it should."""
 
@@ -75,8 +84,14 @@ _LEASE, _LOCKS, _SINCE, _HOST = "rollout.lease", "rollout.locks", "rollout.locke
 # Label of a flow run that began: the process that runs it, or did.
 _PROCESS = "rollout.process"
 
+CLOUD, TARGET = "rollout.cloud", "rollout.target"
+"""Labels of a flow run: the address of its cloud, and the block that it reaches it through."""
+
 BATCH_TAG = "batch:"
 """How the tag begins that a batch's releases have: its run's id follows."""
+
+INHERITED = (ALLOW, UNLISTED)
+"""How the tags of a batch's run begin that its releases have, too."""
 
 ROLLED_BACK = "rollout.rolled-back"
 """Label of a flow run that began to undo what it had published: it is not gone on with."""
@@ -106,25 +121,32 @@ class Guard:
         cancelled: why the run was asked to stop, once it was.
         silent: whether no heartbeat is sent, since the process ends and the run stays paused.
         beaten: when it was last told that the run lives, by `time.monotonic`.
+        ends: whether it was asked to stop because its process ends, so that another one can continue it.
         unanswered: whether it was stopped while a write was on its way whose answer nobody heard.
         accepted: how many writes this process sent that were accepted.
-        failing: a step failed for good and ends the run: a cancel does not hide that error.
+        client: of the Prefect API.
+        labels: of the flow run, as they were when this process began it.
+        decided: a step has decided how the run ends; a cancel that comes later does not change that.
+        known_from: what was read of the run before is out of date, by `time.monotonic`.
     """
 
-    def __init__(self, client: PrefectClient, run_id: UUID, tries: int) -> None:
-        self.run_id = run_id
+    def __init__(self, client: PrefectClient, run: FlowRun) -> None:
+        self.run_id = run.id
+        self.client = client
+        self.labels = run.labels
         self.cancelled: str | None = None
+        self.ends = False
         self.unanswered = False
         self.accepted = 0
-        self._client = client
-        self._tries = tries
+        self._tries = run.run_count
         self._lease: UUID | None = None
         self.beaten = 0.0
         self._renew_at = 0.0
         self._problem = ""
         self._logger = get_run_logger()
         self.silent = False
-        self.failing = False
+        self.decided = False
+        self.known_from = 0.0
         self._paused = False
         self._task = asyncio.current_task()
 
@@ -132,7 +154,7 @@ class Guard:
         """Has the flow stop where it stands: it gets a `CancelledError` at its next await."""
         if self.cancelled is None and self._task is not None:
             self.cancelled = why
-            if not self.failing:
+            if not self.decided:
                 self._task.cancel(why)
 
     async def write(self, request: Coroutine[Any, Any, T]) -> T:
@@ -160,12 +182,15 @@ class Guard:
         self.accepted += 1
         return answer
 
-    async def lock(self, names: Sequence[str], tags: Iterable[str], wait_seconds: float) -> None:
+    async def lock(
+        self, names: Sequence[str], tags: Iterable[str], labels: Mapping[str, str], wait_seconds: float
+    ) -> None:
         """Takes all the locks, or none; `tags` find their holder again.
 
         Args:
             names: by `lock_name`.
             tags: put on the flow run before it asks, so that others find it by them.
+            labels: put on the flow run once it has the locks.
             wait_seconds: how long to wait for another holder; 0 asks once.
 
         Raises:
@@ -173,17 +198,19 @@ class Guard:
             ConfigurationError: the Prefect API did not answer.
         """
         with answering():
-            await self._lock(names, tags, wait_seconds)
+            await self._lock(names, tags, labels, wait_seconds)
 
-    async def _lock(self, names: Sequence[str], tags: Iterable[str], wait_seconds: float) -> None:
+    async def _lock(
+        self, names: Sequence[str], tags: Iterable[str], labels: Mapping[str, str], wait_seconds: float
+    ) -> None:
         names = sorted(set(names))
-        run = await self._client.read_flow_run(self.run_id)
+        run = await self.client.read_flow_run(self.run_id)
         tags = sorted(set(tags))
-        await self._client.update_flow_run(self.run_id, tags=sorted({*run.tags, *tags}))
+        await self.client.update_flow_run(self.run_id, tags=sorted({*run.tags, *tags}))
         if stale := run.labels.get(_LEASE):
             # An earlier process of this very run held it. Should it live after all, its next safe
             # point finds the lease gone and stops.
-            await self._client.release_concurrency_slots_with_lease(UUID(str(stale)))
+            await self.client.release_concurrency_slots_with_lease(UUID(str(stale)))
         until = time.monotonic() + wait_seconds
         said = ""
         while (lease := await self._acquire(names)) is None:
@@ -202,9 +229,10 @@ class Guard:
             async with resting():
                 await asyncio.sleep(min(_ASK_AGAIN_SECONDS, max(0.05, until - time.monotonic())))
         try:
-            await self._client.update_flow_run_labels(
+            await self.client.update_flow_run_labels(
                 self.run_id,
                 {
+                    **labels,
                     _LEASE: str(lease),
                     _LOCKS: "\n".join(names),
                     _SINCE: datetime.now(UTC).isoformat(timespec="seconds"),
@@ -212,24 +240,27 @@ class Guard:
                 },
             )
         except BaseException:
-            await self._client.release_concurrency_slots_with_lease(lease)
+            await self.client.release_concurrency_slots_with_lease(lease)
             raise
         # Only now: a lease that the run does not name yet would look like a successor's.
         self._lease = lease
 
-    async def label(self, name: str, value: str) -> None:
-        """Labels the flow run.
+    async def label(self, labels: Mapping[str, str], tags: Collection[str] = ()) -> None:
+        """Labels the flow run, and adds the tags.
 
         Raises:
             ConfigurationError: the Prefect API did not answer.
         """
         with answering():
-            await self._client.update_flow_run_labels(self.run_id, {name: value})
+            if tags:
+                run = await self.client.read_flow_run(self.run_id)
+                await self.client.update_flow_run(self.run_id, tags=sorted({*run.tags, *tags}))
+            await self.client.update_flow_run_labels(self.run_id, dict(labels))
 
     async def standing(self) -> Standing:
         """Where the run stands at its end, seen from this process; unknown counts as `ours`."""
         try:
-            run = await self._client.read_flow_run(self.run_id)
+            run = await self.client.read_flow_run(self.run_id)
             if not self._replaced(run) and reaper.given_up(run.state):
                 await self._live_on()
                 return Standing.OURS
@@ -255,7 +286,7 @@ class Guard:
         if self.cancelled is not None:
             raise asyncio.CancelledError(self.cancelled)
         try:
-            await self._mind(await self._client.read_flow_run(self.run_id))
+            await self._mind(await self.client.read_flow_run(self.run_id))
             await self._renew()
         except NO_ANSWER as error:
             if isinstance(error, PrefectHTTPStatusError) and error.response.status_code == httpx.codes.GONE:
@@ -269,7 +300,7 @@ class Guard:
     async def _renew(self) -> None:
         if self._lease is not None:
             seconds, now = _Keeper.of_this_loop().lease_seconds, time.monotonic()
-            await self._client.renew_concurrency_lease(self._lease, seconds)
+            await self.client.renew_concurrency_lease(self._lease, seconds)
             # By the length that this lease has: the next may be longer, and this one over before its part.
             self._renew_at = now + seconds / _RENEWALS
 
@@ -298,13 +329,13 @@ class Guard:
         Whoever took it up meanwhile has begun it anew, or freed its lease: a safe point finds either.
         """
         state: State[None] = Running(message="It was given up for dead, and lives.")
-        await self._client.set_flow_run_state(self.run_id, state, force=True)
+        await self.client.set_flow_run_state(self.run_id, state, force=True)
         await self._count_anew()
         self._logger.warning("Prefect saw no heartbeat and marked this run Crashed, but it lives: it goes on")
 
     async def _count_anew(self) -> None:
         """Learns the count of a run that Prefect counts as begun again, where it is still this process's."""
-        run = await self._client.read_flow_run(self.run_id)
+        run = await self.client.read_flow_run(self.run_id)
         if run.labels.get(_PROCESS) == this_process():
             self._tries = run.run_count
 
@@ -312,7 +343,7 @@ class Guard:
         """Tells that the run lives."""
         self.beaten = time.monotonic()
         try:
-            await reaper.beat(self._client, [self.run_id])
+            await reaper.beat(self.client, [self.run_id])
         except NO_ANSWER as error:
             self._logger.warning("The Prefect API took no heartbeat: %s", _told_of(error))
 
@@ -329,7 +360,7 @@ class Guard:
         await self.safe_point()
         if leaves:
             # Whoever goes on has to see the results of the steps that were done by now.
-            await self._client.update_flow_run_labels(self.run_id, {_HOST: _host()})
+            await self.client.update_flow_run_labels(self.run_id, {_HOST: _host()})
             # A heartbeat after the pause would have the run marked Crashed for lack of a next one.
             async with _Keeper.of_this_loop().beating:
                 self.silent = True
@@ -338,6 +369,7 @@ class Guard:
         # Not where it raises: the run is still paused then.
         await self._count_anew()
         self._paused = self.silent = False
+        self.known_from = time.monotonic()
         await self.safe_point()
 
     async def look_after(self, run: FlowRun | None) -> None:
@@ -364,14 +396,14 @@ class Guard:
             return
         lease, self._lease = self._lease, None
         try:
-            await self._client.release_concurrency_slots_with_lease(lease)
+            await self.client.release_concurrency_slots_with_lease(lease)
         except NO_ANSWER as error:
             get_run_logger().warning("The lock ends by itself within a minute: %s", _told_of(error))
 
     async def _acquire(self, names: Sequence[str], made: Collection[str] = ()) -> UUID | None:
         seconds, now = _Keeper.of_this_loop().lease_seconds, time.monotonic()
         try:
-            answer = await self._client.increment_concurrency_slots_with_lease(
+            answer = await self.client.increment_concurrency_slots_with_lease(
                 names=list(names),
                 slots=1,
                 mode="concurrency",
@@ -391,16 +423,16 @@ class Guard:
             try:
                 await self._check_limits([name for name in names if name not in made])
             except BaseException:
-                await self._client.release_concurrency_slots_with_lease(lease)
+                await self.client.release_concurrency_slots_with_lease(lease)
                 raise
             self._renew_at = now + seconds / _RENEWALS
             return lease
         # Prefect grants limits that do not exist to everyone: a lease without them guards nothing.
-        await self._client.release_concurrency_slots_with_lease(lease)
+        await self.client.release_concurrency_slots_with_lease(lease)
         made = []
         for name in sorted(missing):
             with suppress(ObjectAlreadyExists):  # another release was quicker
-                await self._client.create_global_concurrency_limit(
+                await self.client.create_global_concurrency_limit(
                     GlobalConcurrencyLimitCreate(name=name, limit=1)
                 )
                 made.append(name)
@@ -409,13 +441,13 @@ class Guard:
     async def _check_limits(self, names: Sequence[str]) -> None:
         """Raises where a limit admits more than one, as anybody can set it to in the Prefect UI."""
         for name in names:
-            limit = await self._client.read_global_concurrency_limit_by_name(name)
+            limit = await self.client.read_global_concurrency_limit_by_name(name)
             if not limit.active or limit.limit != 1 or limit.active_slots > 1:
                 raise _spoilt([name])
 
     async def _holders(self, names: Sequence[str], tags: Sequence[str]) -> list[FlowRun]:
         """The runs that took any of the locks last, as far as they still may hold them."""
-        runs = await self._client.read_flow_runs(
+        runs = await self.client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
                 tags=FlowRunFilterTags(all_=[tag for tag in tags if not tag.startswith("cluster:")]),
                 state=FlowRunFilterState(
@@ -440,8 +472,8 @@ class Guard:
         freed = False
         for run in holders:
             if run.state is not None and run.state.type in TERMINAL_STATES:
-                await self._client.release_concurrency_slots_with_lease(UUID(str(run.labels[_LEASE])))
-                await self._client.update_flow_run_labels(run.id, {_LEASE: ""})
+                await self.client.release_concurrency_slots_with_lease(UUID(str(run.labels[_LEASE])))
+                await self.client.update_flow_run_labels(run.id, {_LEASE: ""})
                 freed = True
         return freed
 
@@ -459,14 +491,15 @@ _running: set[Guard] = set()
 
 
 @contextmanager
-def answering() -> Iterator[None]:
-    """Turns what Prefect's client raises into an error of ours."""
+def answering(*, retryable: bool = False) -> Iterator[None]:
+    """Turns what Prefect's client raises into an error of ours, `retryable` or not."""
     try:
         yield
     except NO_ANSWER as error:
         raise ConfigurationError(
             f"the Prefect API did not answer: {_told_of(error)}",
-            advice="Check PREFECT_API_URL and that the Prefect server runs, then retry the run.",
+            advice="Check PREFECT_API_URL and that the Prefect server runs.",
+            retryable=retryable,
             prefect_api=True,
         ) from error
 
@@ -484,19 +517,31 @@ def _spoilt(names: Sequence[str]) -> ConfigurationError:
 
 
 @asynccontextmanager
-async def watching(run_id: UUID) -> AsyncIterator[Guard]:
+async def watching(run_id: UUID, labels: Mapping[str, str] | None = None) -> AsyncIterator[Guard]:
     """Guards the flow run while the context lasts; `safe_point` finds the guard.
 
+    Args:
+        run_id: the flow run's.
+        labels: further labels of the flow run.
+
     Raises:
-        ConfigurationError: results cannot be kept, or those of the run's earlier tries are out of reach.
+        ConfigurationError: no Prefect API is configured; or results cannot be kept, or those of the run's
+            earlier tries are out of reach.
     """
+    if not PREFECT_API_URL.value():
+        raise ConfigurationError(
+            "no Prefect API is configured, and the one that Prefect starts for a single process has no "
+            "password, and shares no lock with other releases",
+            advice="Set PREFECT_API_URL, or run the flow within `prefect_rollout.prefect_api.reached()`; "
+            "nothing was written.",
+        )
     async with get_client() as client:
         with answering():
             run = await client.read_flow_run(run_id)
-            guard = Guard(client, run_id, run.run_count)
+            guard = Guard(client, run)
             beat_seconds = await reaper.ensure(client)
             await guard.beat()  # before anything else: a run that never beat is found late when it is killed
-            await client.update_flow_run_labels(run_id, {_PROCESS: this_process()})
+            await client.update_flow_run_labels(run_id, {_PROCESS: this_process(), **(labels or {})})
             await _check_results(run)
         token = _guard.set(guard)
         try:
@@ -556,12 +601,14 @@ class _Keeper:
         while True:
             guards = list(self._guards)
             runs: dict[UUID, FlowRun] = {}
+            asked = time.monotonic()
             try:
                 runs = await by_id(client, [guard.run_id for guard in guards])
             except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
                 for guard in guards:
                     guard.worry(error)
-            await asyncio.gather(*(self._look_after(guard, runs.get(guard.run_id), room) for guard in guards))
+            fresh = {guard: runs.get(guard.run_id) for guard in guards if guard.known_from <= asked}
+            await asyncio.gather(*(self._look_after(guard, fresh.get(guard), room) for guard in guards))
             await asyncio.sleep(self._tick)
 
     @property
@@ -642,10 +689,19 @@ def this_process(pid: int | None = None) -> str:
     return f"{_host()} {os.getpid() if pid is None else pid}"
 
 
+async def claim(client: PrefectClient, run: FlowRun) -> None:
+    """Label a run that ran before as this process's, so that `ended_here` does not see its earlier process.
+
+    Call it before the run is Running again.
+    """
+    if _PROCESS in run.labels:
+        await client.update_flow_run_labels(run.id, {_PROCESS: this_process()})
+
+
 def ended_here(run: FlowRun) -> bool:
     """Whether the run's process ran on this machine and has ended. No, where that is unknown.
 
-    For runs of an embedded API alone: containers can share a host's name, and not its processes.
+    For runs of a local server alone: containers can share a host's name, and not its processes.
     """
     pid = str(run.labels.get(_PROCESS, "")).rpartition(" ")[2]
     # On Windows os.kill would end the process.
@@ -673,6 +729,15 @@ def cancel_all(why: str, only: Collection[UUID] | None = None) -> bool:
     return bool(asked)
 
 
+def end_here(run_id: UUID) -> bool:
+    """Stop a run of this process, which ends; whether it is guarded, and so says what it leaves behind."""
+    guarded = [guard for guard in _running if guard.run_id == run_id]
+    for guard in guarded:
+        guard.ends = guard.ends or guard.cancelled is None
+        guard.cancel(ENDS)
+    return bool(guarded)
+
+
 @asynccontextmanager
 async def pausing(*, leaves: bool) -> AsyncIterator[None]:
     """`Guard.pausing` of the flow that runs here."""
@@ -682,6 +747,17 @@ async def pausing(*, leaves: bool) -> AsyncIterator[None]:
     with answering():
         async with guard.pausing(leaves=leaves):
             yield
+
+
+@asynccontextmanager
+async def api() -> AsyncIterator[PrefectClient]:
+    """Yield the client of the flow that runs here; a step that is called by itself opens one."""
+    guard = _guard.get()
+    if guard is not None:
+        yield guard.client
+        return
+    async with get_client() as client:
+        yield client
 
 
 async def write(request: Coroutine[Any, Any, T]) -> T:

@@ -7,7 +7,7 @@ Each try of a release leaves a table artifact with a row for each of its cluster
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -30,9 +30,11 @@ from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from prefect_rollout import flow_runs
 from prefect_rollout.errors import InputError
+from prefect_rollout.guard import CLOUD, TARGET
 from prefect_rollout.models import Action, ClusterResult, Outcome, ReleaseResult, same_id
 from prefect_rollout.reaper import FLOWS
 from prefect_rollout.text import cell, one_line, plain
+from prefect_rollout.windows import iso_time
 
 KEY = "changes"
 """How the keys of the table artifacts begin."""
@@ -53,6 +55,8 @@ class Change(BaseModel):
     Attributes:
         when: when the try ended; of one that left no record, when Prefect noted its state.
         outcome: a release's, with what became of its rollback; or the run's state, such as `crashed`.
+        cloud: the platform's address.
+        target: the block that it was reached through.
         cluster: its name; `none` where the release had not come so far; `?` where that is not known.
         before: the template that was online before.
         after: the template online at the last look; `as before` where nothing was written.
@@ -65,6 +69,8 @@ class Change(BaseModel):
     deployment: str
     action: str
     outcome: str
+    cloud: str = UNKNOWN
+    target: str = UNKNOWN
     cluster: str
     before: str = UNKNOWN
     after: str = UNKNOWN
@@ -115,10 +121,12 @@ def changes(result: ReleaseResult, when: datetime) -> list[Change]:
             deployment=one_line(result.deployment),
             action=result.action.value,
             outcome=result.outcome.value + _BACK[cluster.rolled_back],
+            cloud=one_line(result.cloud) or UNKNOWN,
+            target=one_line(result.target) or UNKNOWN,
             cluster=one_line(cluster.cluster),
             before=_id(cluster.template_before),
             after=_after(cluster),
-            ready=f"{cluster.ready} of {cluster.replicas}" if result.clusters else "",
+            ready=f"{_number(cluster.ready)} of {cluster.replicas}" if result.clusters else "",
             images=_images(result, cluster),
             who=one_line(result.requested_by, 200) or "unknown",
             why=one_line(result.reason, 1000),
@@ -133,6 +141,10 @@ def changes(result: ReleaseResult, when: datetime) -> list[Change]:
 
 
 _BACK = {True: ", rolled back", False: ", rollback failed", None: ""}
+
+
+def _number(count: int | None) -> str:
+    return UNKNOWN if count is None else str(count)
 
 
 def _id(template_id: int | str | None) -> str:
@@ -161,6 +173,8 @@ _COLUMNS = {
     "When": "when",
     "Action": "action",
     "Outcome": "outcome",
+    "Cloud": "cloud",
+    "Target": "target",
     "Cluster": "cluster",
     "Before": "before",
     "After": "after",
@@ -244,24 +258,30 @@ _UNITS = {"m": "minutes", "h": "hours", "d": "days", "w": "weeks"}
 
 
 def since_of(text: str, now: datetime) -> datetime:
-    """The moment that `text` names: a span before `now` such as 7d, or an ISO date or time.
+    """Return the moment that `text` names: a span before `now` such as 7d, or a date or time of day.
+
+    Without an offset it is in UTC, whatever the machine's clock shows.
 
     Raises:
         InputError: it is neither.
     """
-    span = re.fullmatch(r"(\d{1,6})([mhdw])", text.strip())
+    span = re.fullmatch(r"([0-9]{1,6})([mhdw])", text.strip())
+    moment = None if span else iso_time(text.strip())
     try:
         if span:
-            return now - timedelta(**{_UNITS[span[2]]: int(span[1])})
-        # Without an offset it is this machine's time.
-        return datetime.fromisoformat(text.strip()).astimezone()
-    except (ValueError, OverflowError):
+            moment = now - timedelta(**{_UNITS[span[2]]: int(span[1])})
+        elif moment is not None:
+            moment = moment.astimezone(UTC) if moment.tzinfo else moment.replace(tzinfo=UTC)
+    except OverflowError:
+        moment = None
+    if moment is None:
         raise InputError(
             f"since: {one_line(text, 80)!r} is no time",
-            advice="Give a span such as 90m, 36h, 7d or 2w, a date such as 2026-11-01, or an ISO time such "
-            "as 2026-11-01T08:00+08:00.",
+            advice="Give a span such as 90m, 36h, 7d or 2w, a date such as 2026-11-01 (in UTC), or a time "
+            "such as 2026-11-01T08:00+08:00.",
             field="since",
-        ) from None
+        )
+    return moment
 
 
 def select(found: Iterable[Change], wanted: Wanted) -> list[Change]:
@@ -374,6 +394,8 @@ def _unrecorded(run: FlowRun, flow: str, recorded: Sequence[Change]) -> list[Cha
             when=state.timestamp,
             action=flow if flow in list(Action) else Action.DEPLOY.value,
             outcome=one_line(state.name, 40).lower(),
+            cloud=one_line(run.labels.get(CLOUD)) if CLOUD in run.labels else UNKNOWN,
+            target=one_line(run.labels.get(TARGET)) if TARGET in run.labels else UNKNOWN,
             cluster=cluster,
             who=one_line(run.parameters.get("requested_by") or "", 200) or asker_of(run) or "unknown",
             why=one_line(run.parameters.get("reason") or "", 1000),

@@ -20,6 +20,7 @@ _MARKS = {
     "retrying": ("↻", "yellow"),
     "done": ("✔", "green"),
     "failed": ("✘", "red"),
+    "stopped": ("■", "yellow"),
 }
 
 

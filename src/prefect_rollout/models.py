@@ -24,9 +24,10 @@ from pydantic import (
     field_validator,
 )
 from pydantic.alias_generators import to_camel
-from pydantic_core import from_json
+from pydantic_core import PydanticCustomError, from_json
 
 from prefect_rollout.errors import InputError, MetaDataError, UnreadableTemplateError
+from prefect_rollout.images import usable_image
 from prefect_rollout.text import one_line
 
 
@@ -315,6 +316,18 @@ class Version(BaseModel):
     digest: str
 
 
+class Chosen(Version):
+    """The version that a step chose, and what there is to say about the choice.
+
+    Attributes:
+        notes: the templates that were skipped, and why, as sentences without a period.
+        unknown: whether no release of it is on record.
+    """
+
+    notes: list[str] = []
+    unknown: bool = False
+
+
 def release_mark(release_id: str) -> str:
     """What ends the description of a template that a release created (contract, Idempotency)."""
     return f"release={release_id}"
@@ -323,6 +336,22 @@ def release_mark(release_id: str) -> str:
 def marked(template: Template, release_id: str) -> bool:
     """Whether that release created the template."""
     return (template.description or "").endswith(release_mark(release_id))
+
+
+RUNNING = "Running"
+"""The one state that means ready (contract: phase Running and Ready)."""
+
+FINISHED = frozenset({"Succeeded", "Failed"})
+"""States of pods that run no more. Kubernetes may list such pods long after they were replaced."""
+
+
+def maker_of(template: Template) -> str | None:
+    """Return the id of the flow run that the template's description names as its maker."""
+    found = re.search(rf"{release_mark(_UUID)}\Z", template.description or "")
+    return found[1] if found else None
+
+
+_UUID = r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})"
 
 
 class ContainerStatus(Payload):
@@ -381,6 +410,12 @@ class ClusterStatus(Payload):
     observed_generation: Count | None = None
     updated_replicas: Count | None = None
 
+    @property
+    def desired(self) -> int | None:
+        """Return how many pods the platform was last asked for; `None` where it does not report that."""
+        count = self.deployment.pod_state if self.deployment else None
+        return count.desired if count else None
+
 
 class OnlineTemplate(Payload):
     """Which template is online in a cluster (`/publishstatus`)."""
@@ -409,7 +444,21 @@ class Publication(Payload):
 
 Cluster = Annotated[str, Field(min_length=1, max_length=253)]
 Name = Annotated[str, Field(min_length=1, max_length=253)]
-Image = Annotated[str, Field(min_length=1, max_length=2000, pattern=r"^\S+$")]
+
+
+def _image(value: str) -> str:
+    try:
+        return usable_image(value)
+    except ValueError as error:
+        raise PydanticCustomError("image", "{problem}", {"problem": str(error)}) from None
+
+
+# The schema keeps a pattern for forms; a person is told the likely cause.
+Image = Annotated[
+    str,
+    Field(max_length=2000, json_schema_extra={"pattern": r"^\S+$", "minLength": 1}),
+    AfterValidator(_image),
+]
 Reason = Annotated[str, Field(max_length=1000)]
 Order = Literal["together", "one-by-one"]
 OnFailure = Literal["stop", "rollback"]
@@ -421,6 +470,15 @@ LateMinutes = Annotated[float, Field(ge=0, le=14 * 1440, allow_inf_nan=False)]
 ApprovalSeconds = Annotated[float, Field(ge=1, le=30 * 86_400, allow_inf_nan=False)]
 Approval = Literal["none", "before-release"]
 Person = Annotated[str, Field(max_length=200)]
+
+
+DEFAULT_TARGET = "container-cloud/default"
+"""The block that is meant where a request names no target."""
+
+ENVIRONMENT = "environment"
+"""The target that the environment variables describe, whatever blocks are saved."""
+
+_BLOCK = r"[a-z0-9-]{1,200}/[a-z0-9-]{1,200}"
 
 
 def _plan_hash(value: str) -> str:
@@ -470,8 +528,11 @@ class Checked(BaseModel):
     @field_validator("target", check_fields=False)
     @classmethod
     def _slug_and_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(r"[a-z0-9-]{1,200}/[a-z0-9-]{1,200}", value):
-            raise ValueError("a target is a block as type-slug/name, such as container-cloud/default")
+        if value not in {None, "", ENVIRONMENT} and not re.fullmatch(_BLOCK, value or ""):
+            raise ValueError(
+                f"a target is a block as type-slug/name, such as {DEFAULT_TARGET}, or {ENVIRONMENT} for the "
+                "environment variables"
+            )
         return value
 
     @field_validator("clusters", check_fields=False)
@@ -493,13 +554,14 @@ class Request(Checked):
     """What every flow is asked for. `Request.of` checks it before anything is asked or written.
 
     Attributes:
+        target: a block as type-slug/name, `environment`, or empty for the default block or the environment.
         dry_run: everything is read and nothing written.
         expect_plan: hash of a plan that has to hold still; empty for none.
     """
 
     app_id: Id
     deployment: Name
-    target: str = "container-cloud/default"
+    target: str = ""
     clusters: list[Cluster] | None = None
     reason: Reason = ""
     order: Order = "together"
@@ -604,7 +666,14 @@ class ClusterResult(BaseModel):
 
     cluster: str
     replicas: int = Field(description="Replicas wanted.")
-    ready: int = Field(default=0, description="New pods that were ready at the last look.")
+    ready: int | None = Field(
+        default=0, description="New pods that were ready at the last look; null if unknown."
+    )
+    desired: int | None = Field(
+        default=None,
+        description="Pods that the platform was asked for, at the last look; null where it is not reported.",
+    )
+    note: str = Field(default="", description="What had to be assumed or is special there, in words.")
     template: int | str | None = Field(
         default=None, description="The template that the cluster shall run; null while it is not chosen."
     )
@@ -637,8 +706,14 @@ class ClusterResult(BaseModel):
             return f"{name}: {'nothing is online' if self.online_known else 'what is online is not known'}"
         pods = "pods not known"
         if self.running is not None:
-            pods = f"{self.running} pods of any template Running, {self.replicas} wanted"
+            wanted = self.replicas if self.desired is None else self.desired
+            pods = f"{self.running} pods of any template Running, {wanted} wanted"
         return f"{name} has template {one_line(self.online, 40)} online ({pods})"
+
+
+def cloud_words(cloud: str, target: str) -> str:
+    """Return such as `https://k8s.qihoo.net (container-cloud/default)`; empty if neither is known."""
+    return f"{cloud or 'unknown'} ({target})" if target else cloud
 
 
 class Change(BaseModel):
@@ -657,6 +732,25 @@ class Change(BaseModel):
     after: str | None = None
 
 
+class Procedure(BaseModel):
+    """How a release proceeds, as far as that decides what is written. Polling is not part of it."""
+
+    order: Order = "together"
+    canary: str | None = None
+    pause_seconds: float = 0
+    on_failure: OnFailure | None = Field(
+        default=None, description="What follows a failure; null where nothing is ever rolled back."
+    )
+    approval: Approval | None = Field(
+        default=None, description="Whether a person has to approve; null where nobody can be asked."
+    )
+
+    @classmethod
+    def of(cls, request: "Request") -> Self:
+        """Return the procedure that `request` asks for."""
+        return cls.model_validate(request.model_dump(include=set(cls.model_fields)))
+
+
 class Difference(BaseModel):
     """What a release would change in one cluster."""
 
@@ -673,6 +767,14 @@ class Difference(BaseModel):
     images: dict[str, str] = Field(default={}, description="Images to come.")
     pods: int | None = Field(default=None, description="Pods that are listed now; null when unknown.")
     replicas: int = Field(description="Replicas wanted.")
+    desired: int | None = Field(
+        default=None,
+        description="Pods that the platform was asked for before; null where it is not reported.",
+    )
+    assumed: bool = Field(
+        default=False, description="Whether `replicas` stands in for a number that is not reported."
+    )
+    notes: list[str] = Field(default=[], description="What else a person has to know of it, in words.")
     changes: list[Change] | None = Field(
         default=None,
         description="What else changes in the pod template; null when what is online cannot be read.",
@@ -682,7 +784,8 @@ class Difference(BaseModel):
     @property
     def nothing(self) -> bool:
         """Whether the pods would stay as they are, as far as that is known."""
-        return self.changes == [] and self.images == self.images_before and self.pods == self.replicas
+        same = self.changes == [] and self.images == self.images_before
+        return same and self.pods == self.replicas and self.desired in {None, self.replicas}
 
 
 class ReleasePlan(BaseModel):
@@ -690,6 +793,8 @@ class ReleasePlan(BaseModel):
 
     action: Action
     plan_hash: str
+    cloud: str = Field(default="", description="Address of the platform.")
+    target: str = Field(default="", description="Block that the platform was reached through.")
     app_id: int | str
     deployment: str
     base_template_id: int | str | None = Field(
@@ -697,6 +802,13 @@ class ReleasePlan(BaseModel):
     )
     strategy: Strategy | None = None
     in_place: bool = Field(default=False, description="Whether pods keep their names.")
+    procedure: Procedure = Procedure()
+    notes: list[str] = Field(
+        default=[], description="Templates that were skipped: why, and how to take them anyway."
+    )
+    unknown: list[int | str] = Field(
+        default=[], description="Chosen templates of which no release is on record; they count as released."
+    )
     clusters: list[Difference]
 
     @property
@@ -710,6 +822,10 @@ class ReleaseResult(BaseModel):
 
     action: Action = Action.DEPLOY
     outcome: Outcome
+    cloud: str = Field(default="", description="Address of the platform; empty until its block is loaded.")
+    target: str = Field(
+        default="", description="Block that the platform was reached through, or `environment variables`."
+    )
     app_id: int | str
     app: str | None = None
     deployment: str
@@ -719,6 +835,9 @@ class ReleaseResult(BaseModel):
     )
     base_template_id: int | str | None = Field(
         default=None, description="The template that was chosen as its base."
+    )
+    notes: list[str] = Field(
+        default=[], description="Templates that were skipped: why, and how to take them anyway."
     )
     images: dict[str, str] = {}
     clusters: list[ClusterResult] = []
@@ -741,8 +860,24 @@ class ReleaseResult(BaseModel):
         default=None, description="What would change, or was expected to: of dry runs and of expect_plan."
     )
     seconds: dict[str, float] = Field(default={}, description="Seconds that each step took.")
+    failed_steps: list[str] = Field(default=[], description="Names of the steps that failed.")
     error: dict[str, Any] | None = Field(default=None, description="Why it did not end well.")
     links: dict[str, str] = Field(default={}, description="Where to look further: label and address.")
+
+    @property
+    def wrote(self) -> bool:
+        """Whether any cluster was written to, or may have been."""
+        return any(cluster.published is not False for cluster in self.clusters)
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether a rollback was tried, be it that it failed: such a run is not continued."""
+        return any(cluster.rolled_back is not None for cluster in self.clusters)
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left that a retry of the run could do."""
+        return self.dry_run or self.rolled_back or self.outcome is Outcome.RELEASED
 
     @property
     def live(self) -> str:

@@ -39,6 +39,8 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 from prefect_rollout import yaml_lines
 from prefect_rollout.errors import InputError, Mistake, PlanError
 from prefect_rollout.models import (
+    DEFAULT_TARGET,
+    ENVIRONMENT,
     ApprovalSeconds,
     Checked,
     Cluster,
@@ -116,7 +118,7 @@ class Release(Options):
     app_id: Id = Field(description="Id of the app, such as 3290.")
     deployment: Name = Field(description="Exact name of the deployment, such as qapm-home.")
     template_id: Id | None = Field(
-        default=None, description="Template to release from; empty for the newest."
+        default=None, description="Template to release from; empty for the newest released one."
     )
     images: dict[str, Image] | None = Field(
         default=None, description="Images in place of the template's, by container."
@@ -190,8 +192,10 @@ class Plan(Checked):
         min_length=1, max_length=MOST_RELEASES, description="What is released, in any order."
     )
     target: str = Field(
-        default="container-cloud/default",
-        description="Block with the credentials, as type-slug/name, for all releases that name none.",
+        default="",
+        description=f"Block with the credentials, as type-slug/name, for all releases that name none; "
+        f"{ENVIRONMENT} for the K8S_ variables. Empty for {DEFAULT_TARGET}, or the variables if nobody saved "
+        "it.",
     )
     max_parallel: Annotated[int, Field(strict=True, ge=1, le=500)] = Field(
         default=10, description="Releases that run at once."
@@ -293,6 +297,16 @@ class Plan(Checked):
         canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
+    @property
+    def procedure(self) -> dict[str, Any]:
+        """How the batch proceeds, as far as that decides which release starts when, or at all."""
+        return {
+            "waves": [[release.wave, release.name, sorted(release.after)] for release in self.releases],
+            "max_parallel": self.max_parallel,
+            "failure_budget": self.failure_budget,
+            "soak_seconds": self.soak_seconds,
+        }
+
     @cached_property
     def waves(self) -> list[list[Release]]:
         """The releases by wave, ascending; in each, in the plan's order with predecessors first."""
@@ -378,6 +392,14 @@ class Plan(Checked):
             used = release.target or self.target
             if used in problems:
                 places[("releases", number, "target") if release.target else ("target",)] = problems[used]
+        self.refuse(places)
+
+    def refuse(self, places: Mapping[yaml_lines.Path, str]) -> None:
+        """Refuse the plan for what is wrong at each path.
+
+        Raises:
+            PlanError: unless `places` is empty; with the line of each path.
+        """
         if places:
             mistakes = [_mistake(path, why, self._document.line(path)) for path, why in places.items()]
             raise PlanError.of(mistakes, self._source)
@@ -442,6 +464,8 @@ def _again(details: Any) -> InitErrorDetails:
     kind = details["type"]
     if kind in {"value_error", "assertion_error"}:
         kind = _custom(str(details["ctx"]["error"]))
+    elif "problem" in details.get("ctx", {}):  # one of ours
+        kind = _custom(details["ctx"]["problem"])
     return InitErrorDetails(type=kind, loc=details["loc"], input=details["input"], ctx=details.get("ctx", {}))
 
 
@@ -504,7 +528,7 @@ class _Outline:
 def _outlines(plan: Mapping[str, Any]) -> list[_Outline]:
     releases = plan.get("releases")
     defaults = _mapping(plan.get("defaults"))
-    target = plan.get("target", "container-cloud/default")
+    target = plan.get("target") or DEFAULT_TARGET
     return [
         _outline(_mapping(release), defaults, target)
         for release in (releases if isinstance(releases, list | tuple) else ())
@@ -538,9 +562,7 @@ def _outline(release: Mapping[str, Any], defaults: Mapping[str, Any], target: ob
             for number, other in enumerate(after if isinstance(after, list | tuple) else ())
             if isinstance(other, str)
         },
-        place=(str(target if where is None else where), str(app_id), str(deployment))
-        if known and readable
-        else None,
+        place=(str(where or target), str(app_id), str(deployment)) if known and readable else None,
         clusters=list(clusters) if readable and clusters else None,
     )
 

@@ -17,6 +17,9 @@ STEPS = (
 )
 """The eight steps of a release, by the article's names and in its order."""
 
+ROLL_BACK, WAIT_FOR_ROLLBACK = "roll back", "wait for rollback"
+"""The steps that a release has besides where it fails and is put back, before its report."""
+
 STEPS_OF = {
     "deploy": STEPS,
     "rollback": (*STEPS[:2], "note what is online", "choose rollback", *STEPS[5:]),
@@ -44,8 +47,12 @@ def steps_with(seen: Iterable[str], action: str = "") -> tuple[str, ...]:
         action: what it does, where that is known; else it is taken for a deploy until a step differs.
     """
     names = tuple(seen)
+    own = set(names) - {ROLL_BACK, WAIT_FOR_ROLLBACK}
     likely = sorted(STEPS_OF, key=lambda name: (name != action, action not in name))
-    return next((STEPS_OF[name] for name in likely if set(names) <= set(STEPS_OF[name])), names)
+    steps = next((STEPS_OF[name] for name in likely if own <= set(STEPS_OF[name])), None)
+    if steps is None:
+        return names
+    return steps if len(own) == len(names) else (*steps[:-1], ROLL_BACK, WAIT_FOR_ROLLBACK, steps[-1])
 
 
 class Progress(NamedTuple):
@@ -55,7 +62,7 @@ class Progress(NamedTuple):
     """
 
     step: str
-    state: Literal["running", "done", "retrying", "failed"]
+    state: Literal["running", "done", "retrying", "failed", "stopped"]
     detail: str = ""
     seconds: float = 0
     aloud: bool = False

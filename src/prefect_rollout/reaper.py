@@ -46,8 +46,11 @@ FLOWS = (
 )
 """The names of the flows that beat."""
 
+_FLOWS_OF_OURS = FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
+
 _GO_ON = (
-    "Retry the run and it goes on where it stopped: with `prefect-rollout retry` and its id, or with Retry "
+    "What it published stays, and the cloud continues with it; roll back to undo it. "
+    "Retry the run and it continues where it stopped: with `prefect-rollout retry` and its id, or with Retry "
     "in the UI where it is a deployment's."
 )
 
@@ -61,6 +64,9 @@ _BEAT_SECONDS = 15.0  # for which one heartbeat is tried
 
 # How long Prefect's server keeps a wait that ended while it was down itself. What it dropped, `sweep` finds.
 _BUFFER = timedelta(seconds=60)
+
+# Label of a killed run: the state that somebody was offered to go on from.
+_OFFERED = "rollout.offered"
 
 _ensured: dict[str, float] = {}
 
@@ -210,12 +216,11 @@ async def sweep(
     if not windows:
         return []
     since = datetime.now(UTC) - max(windows) - _BUFFER
-    ours_only = FlowFilter(name=FlowFilterName(any_=list(FLOWS)))
     begun_or_taken = [StateType.RUNNING, *([StateType.PENDING] if pool else [])]
     running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun_or_taken)))
     found = [
         run
-        async for page in pages(client, running, FlowRunSort.ID_DESC, ours_only)
+        async for page in pages(client, running, FlowRunSort.ID_DESC, _FLOWS_OF_OURS)
         for run in page
         if ours(run)
         and run.id not in spared
@@ -224,6 +229,26 @@ async def sweep(
     return [
         run for run in found if (gone(run) or await _silent(client, run, since)) and await _end(client, run)
     ]
+
+
+async def to_offer(client: PrefectClient) -> list[FlowRun]:
+    """Return the killed releases that nobody was offered to go on with yet; they count as offered then.
+
+    The releases of a batch are left out: the batch goes on with them.
+    """
+    crashed = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED])))
+    found = [
+        run
+        async for page in pages(client, crashed, FlowRunSort.ID_DESC, _FLOWS_OF_OURS)
+        for run in page
+        if ours(run)
+        and given_up(run.state)
+        and run.parent_task_run_id is None
+        and run.labels.get(_OFFERED) != str(run.state_id)
+    ]
+    for run in found:
+        await client.update_flow_run_labels(run.id, {_OFFERED: str(run.state_id)})
+    return found
 
 
 async def _silent(client: PrefectClient, run: FlowRun, since: datetime) -> bool:

@@ -9,12 +9,22 @@ from prefect_rollout.difference import (
     RESTARTED,
     change_words,
     image_rows,
+    notes_of,
     others_words,
     pods_words,
+    procedure_words,
     strategy_words,
     template_words,
 )
-from prefect_rollout.models import Action, ClusterResult, Difference, Outcome, ReleasePlan, ReleaseResult
+from prefect_rollout.models import (
+    Action,
+    ClusterResult,
+    Difference,
+    Outcome,
+    ReleasePlan,
+    ReleaseResult,
+    cloud_words,
+)
 from prefect_rollout.text import link, markdown, one_line, table, when
 
 _DONE = {
@@ -37,6 +47,7 @@ def render(result: ReleaseResult) -> str:
     facts = [
         ("App", app_words(result)),
         ("Deployment", markdown(result.deployment)),
+        ("Cloud", _cloud(result)),
         ("Template", _template(result)),
         ("Held to plan", f"`{result.plan.plan_hash}`" if result.plan and not result.dry_run else ""),
         ("Reason", markdown(result.reason, 1000)),
@@ -71,6 +82,11 @@ def render(result: ReleaseResult) -> str:
                 [_cluster(cluster) for cluster in result.clusters],
             ),
         ]
+    noted = [each for each in result.clusters if each.note]
+    if noted:
+        parts.append("\n".join(f"- {markdown(each.cluster)}: {markdown(each.note)}" for each in noted))
+    if result.notes and result.outcome is not Outcome.PLANNED:
+        parts += ["## Choice of the template", render_notes(result.notes)]
     if result.images and result.outcome is not Outcome.PLANNED:
         parts += ["## Images", table(("Container", "", "Image"), _images(result))]
     pods = [(cluster.cluster, pod) for cluster in result.clusters for pod in cluster.pods]
@@ -102,6 +118,10 @@ def app_words(result: ReleaseResult) -> str:
     return f"{markdown(result.app)} ({app_id})" if result.app else app_id
 
 
+def _cloud(of: ReleaseResult | ReleasePlan) -> str:
+    return markdown(cloud_words(of.cloud, of.target), 400)
+
+
 def render_plan(plan: ReleasePlan) -> str:
     """What a release would change: clusters, images, and the pod template's other changes."""
     parts = [f"**{NOTHING}**"] if plan.nothing else []
@@ -110,7 +130,14 @@ def render_plan(plan: ReleasePlan) -> str:
         for each in plan.clusters
     ]
     parts += ["## Clusters", table(("Cluster", "Template", "Pods"), clusters)]
+    if where := _cloud(plan):
+        parts.append(f"Cloud: {where}")
+    # No cells: the form that asks for an approval would cut them off.
+    notes = [(each.cluster, note) for each in plan.clusters for note in each.notes]
+    if notes:
+        parts.append("\n".join(f"- {markdown(cluster)}: {markdown(note)}" for cluster, note in notes))
     parts.append(f"Strategy: {markdown(strategy_words(plan))}")
+    parts.append(f"Procedure: {markdown(procedure_words(plan))}")
     for names, each in _alike(plan):
         where = f" in {names}" if len(plan.clusters) > 1 else ""
         images = list(_image_lines(each))
@@ -126,8 +153,15 @@ def render_plan(plan: ReleasePlan) -> str:
             parts.append(f"{others[0].upper()}{others[1:]}.")
     if plan.action is Action.RESTART:
         parts.append(RESTARTED)
+    if choice := notes_of(plan):
+        parts += ["## Choice of the template", render_notes(choice)]
     parts.append(f"Plan hash: `{plan.plan_hash}`")
     return "\n\n".join(parts)
+
+
+def render_notes(notes: Sequence[str]) -> str:
+    """The notes of a plan or result as a list."""
+    return "\n".join(f"- {markdown(note, 400)}" for note in notes)
 
 
 def _image_lines(each: Difference) -> Iterable[str]:
@@ -169,7 +203,12 @@ def _error(result: ReleaseResult) -> list[str]:
     if diagnosis.pod or diagnosis.reported:
         quote.append(f"**Diagnosis:** {markdown(diagnosis, 1000)}")
     quote += [f"- {markdown(event)}" for event in diagnosis.events]
-    quote.append(f"**What to do:** {markdown(error.get('advice', ''), 1000)}")
+    if cause := error.get("cause"):
+        told = Diagnosis.model_validate(cause["diagnosis"])
+        quote.append(f"**The release had failed:** {markdown(told, 1000)}")
+        quote += [f"- {markdown(event)}" for event in told.events]
+    todo = f"{error.get('advice', '')} {error.get('next_step', '')}"
+    quote.append(f"**What to do:** {markdown(todo, 1000)}")
     if result.live and error.get("live"):
         seen = error.get("live_at")
         at = when(datetime.fromisoformat(seen) if seen else None)
@@ -207,7 +246,7 @@ def _cluster(cluster: ClusterResult) -> Sequence[str]:
         _id(cluster.template_before),
         _id(cluster.template),
         _WRITTEN[cluster.published] + back,
-        f"{cluster.ready} / {cluster.replicas}",
+        f"{'?' if cluster.ready is None else cluster.ready} / {cluster.replicas}",
         _live(cluster),
     )
 

@@ -81,7 +81,7 @@ class Runner:
             try:
                 await self._look()
             except (httpx.HTTPError, PrefectException) as error:
-                self._logger.warning("The Prefect API did not say what is due: %r", error)
+                self._logger.warning("The Prefect API did not say what is due: %s", one_line(repr(error)))
             try:
                 async with asyncio.timeout(_LOOK_SECONDS):
                     await self._poked.wait()
@@ -92,8 +92,9 @@ class Runner:
         """Ends, and has the flow runs that are under way say what they leave behind."""
         self._stopping = True
         self._poked.set()
-        for task in self._tasks.values():
-            task.cancel()
+        for run_id, task in self._tasks.items():
+            if not guard.end_here(run_id):
+                task.cancel()
         if self._tasks:
             await asyncio.wait(self._tasks.values(), timeout=20)
 
@@ -126,7 +127,9 @@ class Runner:
             self._logger.info("%s is not this runner's: %s", run.id, aborted)
             await end_if_cancelling(self._client, run.id)
         except (httpx.HTTPError, PrefectException) as error:
-            self._logger.warning("The Prefect API did not take what became of %s: %r", run.id, error)
+            self._logger.warning(
+                "The Prefect API did not take what became of %s: %s", run.id, one_line(repr(error))
+            )
         finally:
             del self._tasks[run.id]
 
@@ -146,6 +149,7 @@ async def carry_out(client: PrefectClient, run: FlowRun, turns: Turns) -> None:
             message = f"Only {', '.join(FLOWS)} are run here, and not {one_line(name, 80)}."
             await propose_state(client, Crashed(message=message), flow_run_id=run.id)
             return
+        await guard.claim(client, run)
         ended: Any = run_flow(flow, flow_run=run, return_type="state")
         async with AsyncExitStack() as stack:
             if name != "deploy-batch":  # its releases take turns of their own
@@ -174,7 +178,7 @@ async def _heard(client: PrefectClient, run_id: UUID) -> AsyncIterator[None]:
                 await reaper.beat(client, [run_id])
             except guard.NO_ANSWER as error:
                 get_logger("prefect_rollout.runner").warning(
-                    "No heartbeat of %s was taken: %r", run_id, error
+                    "No heartbeat of %s was taken: %s", run_id, one_line(repr(error))
                 )
             await asyncio.sleep(liveness().heartbeat_seconds)
 
@@ -190,5 +194,6 @@ async def end_if_cancelling(client: PrefectClient, run_id: UUID) -> None:
     """Ends a run that was cancelled before its flow began, which Prefect then does not let begin."""
     run = await client.read_flow_run(run_id)
     if run.state is not None and run.state.type is StateType.CANCELLING:
-        state: State[None] = Cancelled(message="cancelled in Prefect before it began")
+        nothing = "nothing more was written" if run.run_count else "nothing was written"
+        state: State[None] = Cancelled(message=f"cancelled in Prefect before it began: {nothing}")
         await client.set_flow_run_state(run_id, state)

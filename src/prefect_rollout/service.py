@@ -1,6 +1,6 @@
 """The local service: a Prefect server, its UI, and a runner of the flows here, for one user of a machine.
 
-`python -m prefect_rollout.service <folder>`; `prefect_rollout.local` starts it and says how it is found.
+`python -m prefect_rollout.service <folder>`; `prefect_rollout.local` starts it and connects to it.
 It ends by itself when nobody is connected any more and no flow run is under way.
 """
 
@@ -21,52 +21,68 @@ from typing import TYPE_CHECKING
 import httpx
 from filelock import FileLock, Timeout
 
-from prefect_rollout import embedded
-from prefect_rollout.local import DOOR, PASSWORD, START_SECONDS, log_of, secret_of
+from prefect_rollout import local_server, prefect_api
+from prefect_rollout.local import (
+    ENDPOINT,
+    PASSWORD,
+    PREFECT_HOME,
+    START_SECONDS,
+    log_of,
+    proof,
+    secret_of,
+    write_private,
+)
+from prefect_rollout.settings import local_service
 
 if TYPE_CHECKING:
     from prefect_rollout.runner import Runner
 
-LINGER_SECONDS = 10.0
-"""How long the service waits for another client before it ends."""
-
 _LOCK, _PORT, _SERVER_LOG = "service.lock", "port", "server.log"
+
+# Strangers, which are connections without a proof yet: how long one may last, and how many there may be.
+_STRANGER_SECONDS = 5.0
+_MOST_STRANGERS = 16
+_LONGEST_LINE = 1024
 
 
 class Service:
-    """The service, as its clients find it at its door.
+    """The service, as its clients find it at its endpoint.
 
     Args:
         home: its folder.
+        listener: the socket of its server.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, listener: socket.socket) -> None:
         self._home = home
-        self._name = secrets.token_hex(8)
-        self._port = _port_of(home)
-        self._api = f"http://127.0.0.1:{self._port}/api"
+        self._listener = listener
+        self._api = api_at(listener)
+        self._token = secrets.token_hex(32)
+        self._strangers: dict[asyncio.StreamWriter, None] = {}
         self._clients: set[asyncio.StreamWriter] = set()
         self._ready = asyncio.Event()
         self._poked = asyncio.Event()
         self._lonely_since = time.monotonic()
+        self._linger_seconds = local_service().linger_seconds
 
     async def run(self) -> None:
-        """Serves until nobody needs it, or the server ends."""
+        """Serve until nobody needs it, or the server ends."""
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         for name in (signal.SIGINT, signal.SIGTERM):
             with suppress(NotImplementedError):  # Windows
                 loop.add_signal_handler(name, stop.set)
-        door = await self._open_door()
+        endpoint = await self._open_endpoint()
         try:
             with self._server():
+                answering = asyncio.create_task(self._answering())
                 # Imported while the server starts: both take seconds.
                 from prefect import get_client
 
                 from prefect_rollout import guard, reaper
                 from prefect_rollout.runner import Runner
 
-                await self._answering()
+                await answering
                 async with get_client() as client:
                     runner = await Runner.of(client, self._poked)
                     await reaper.sweep(client, gone=guard.ended_here)
@@ -76,29 +92,34 @@ class Service:
                     try:
                         while True:
                             await self._needed(runner, running, stop)
-                            # Nobody comes in any more; who did meanwhile is served on.
-                            door.close()
+                            # Nobody connects any more; who connected meanwhile is still served.
+                            endpoint.close()
                             if not self._clients or stop.is_set() or running.done() or self._ended:
                                 break
-                            door = await self._open_door()
+                            endpoint = await self._open_endpoint()
                     finally:
                         self._ready.clear()
-                        (self._home / DOOR).unlink(missing_ok=True)
+                        (self._home / ENDPOINT).unlink(missing_ok=True)
                         await runner.stop()
                         await asyncio.wait([running])
                 running.result()  # raises what ended it
         finally:
-            door.close()
-            (self._home / DOOR).unlink(missing_ok=True)
+            endpoint.close()
+            clients = list(self._clients)
+            for writer in clients:
+                writer.close()
+            await asyncio.gather(*(each.wait_closed() for each in clients), return_exceptions=True)
+            await asyncio.sleep(0)  # their tasks end by themselves
+            (self._home / ENDPOINT).unlink(missing_ok=True)
 
-    async def _open_door(self) -> asyncio.Server:
-        door = await asyncio.start_server(self._welcome, "127.0.0.1", 0)
-        port = door.sockets[0].getsockname()[1]
-        (self._home / DOOR).write_text(json.dumps({"service": self._name, "port": port}), encoding="ascii")
-        return door
+    async def _open_endpoint(self) -> asyncio.Server:
+        endpoint = await asyncio.start_server(self._welcome, "127.0.0.1", 0, limit=_LONGEST_LINE)
+        port = endpoint.sockets[0].getsockname()[1]
+        write_private(self._home / ENDPOINT, json.dumps({"port": port, "token": self._token}))
+        return endpoint
 
     async def _needed(self, runner: "Runner", running: asyncio.Task[None], stop: asyncio.Event) -> None:
-        """Returns when the service is to end."""
+        """Return when the service is to end."""
         stopped = asyncio.create_task(stop.wait())
         while not (stop.is_set() or running.done() or self._ended):
             if not (self._clients or runner.busy or not self._lonely):
@@ -113,32 +134,50 @@ class Service:
 
     @property
     def _lonely(self) -> bool:
-        return time.monotonic() - self._lonely_since > LINGER_SECONDS
+        return time.monotonic() - self._lonely_since > self._linger_seconds
 
     async def _welcome(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._clients.add(writer)
         try:
-            writer.write(json.dumps({"service": self._name}).encode() + b"\n")
+            if (nonce := await self._proved(reader, writer)) is None:
+                return  # without a word
+            self._clients.add(writer)
+            writer.write(proof(self._token, b"service", nonce) + b"\n")
             await self._ready.wait()
-            writer.write(json.dumps({"api": self._api}).encode() + b"\n")
+            api = self._api.encode()
+            writer.write(api + b" " + proof(self._token, b"ready", nonce, api) + b"\n")
             await writer.drain()
             while await reader.read(64):
                 self._poked.set()
         except OSError:  # it was killed
             pass
         finally:
-            self._clients.discard(writer)
-            self._lonely_since = time.monotonic()
+            if writer in self._clients:
+                self._clients.discard(writer)
+                self._lonely_since = time.monotonic()
             writer.close()
+
+    async def _proved(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes | None:
+        """Return the nonce of a client that knows the token, and nothing of anybody else."""
+        self._strangers[writer] = None
+        if len(self._strangers) > _MOST_STRANGERS:
+            # The oldest goes: whoever knows the token proves it at once.
+            oldest = next(iter(self._strangers))
+            del self._strangers[oldest]
+            oldest.transport.abort()
+        try:
+            async with asyncio.timeout(_STRANGER_SECONDS):
+                nonce, _, given = (await reader.readline()).rstrip(b"\n").partition(b" ")
+        except (TimeoutError, ValueError):  # silent, or too long
+            return None
+        finally:
+            self._strangers.pop(writer, None)
+        expected = proof(self._token, b"client", nonce)
+        return nonce if secrets.compare_digest(given, expected) else None
 
     @contextmanager
     def _server(self) -> Iterator[None]:
-        command = ["prefect", "server", "start", "--host", "127.0.0.1", "--port", str(self._port)]
         with log_of(self._home / _SERVER_LOG).open("ab") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - nothing of it comes from outside
-                [sys.executable, "-m", *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log
-            )
-        embedded.end_with_this_process(self._process.pid)
+            self._process = local_server.start(self._listener, log)
         try:
             yield
         finally:
@@ -149,59 +188,81 @@ class Service:
                 self._process.kill()
 
     async def _answering(self) -> None:
-        """Returns when the server answers."""
-        until = time.monotonic() + START_SECONDS
-        async with httpx.AsyncClient(timeout=5) as client:
-            while True:
-                if self._process.poll() is not None:
-                    raise RuntimeError(f"the server ended: see {self._home / _SERVER_LOG}")
-                with suppress(httpx.TransportError):
-                    if (await client.get(f"{self._api}/health")).is_success:
-                        return
-                if time.monotonic() > until:
-                    raise RuntimeError(f"the server did not start: see {self._home / _SERVER_LOG}")
-                await asyncio.sleep(0.1)
+        """Return when the server answers, which is not asked with a password.
+
+        Raises:
+            RuntimeError: it ended, or does not answer in time.
+        """
+        async with httpx.AsyncClient(timeout=START_SECONDS, trust_env=False) as client:
+            # Whoever connects before the server accepts waits in the queue of the socket.
+            answer = asyncio.create_task(client.get(f"{self._api}/health"))
+            while not answer.done() and not self._ended:
+                await asyncio.wait([answer], timeout=0.5)
+            answer.cancel()
+            with suppress(httpx.TransportError, asyncio.CancelledError):
+                if (await answer).is_success and not self._ended:
+                    return
+        raise RuntimeError(f"the server did not start: see {self._home / _SERVER_LOG}")
 
 
-def _port_of(home: Path) -> int:
-    """The port of the last time, so that addresses that were told stay right; another where it is taken."""
+def api_at(listener: socket.socket) -> str:
+    """Return the address of the API of a server that listens on the socket."""
+    host, port = listener.getsockname()
+    return f"http://{host}:{port}/api"
+
+
+def listen(home: Path) -> socket.socket:
+    """Return a socket that listens on the port of the last time, so that links stay right; else on another.
+
+    Raises:
+        RuntimeError: no port is free.
+    """
     before = 0
     with suppress(OSError, ValueError):
         before = int((home / _PORT).read_text(encoding="ascii"))
     for port in (before, 0):
-        with socket.socket() as probe, suppress(OSError, OverflowError):
-            if os.name == "posix":
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(("127.0.0.1", port))
-            found = int(probe.getsockname()[1])
-            (home / _PORT).write_text(str(found), encoding="ascii")
-            return found
+        with suppress(OSError, OverflowError):
+            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+            try:
+                if sys.platform == "win32":  # where another program may otherwise share the port
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+                else:
+                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                listener.bind(("127.0.0.1", port))
+                # At once: until then, another program can bind the port as well.
+                listener.listen(2048)
+            except (OSError, OverflowError):
+                listener.close()
+                raise
+            (home / _PORT).write_text(str(listener.getsockname()[1]), encoding="ascii")
+            return listener
     raise RuntimeError("no port is free")
 
 
 def main(home: Path) -> None:
-    """Runs the service of that folder, unless it runs already."""
+    """Run the service of that folder, unless it runs already."""
     lock = FileLock(home / _LOCK)
     try:
         lock.acquire(blocking=False)
     except Timeout:
         return
-    with lock:
-        embedded.isolate(home / "prefect")
-        service = Service(home)
-        # Without a password, any program and any web page of this machine could release.
+    with lock, listen(home) as listener:
+        prefect_api.isolate(home / PREFECT_HOME)
+        api = api_at(listener)
+        # For this run alone: a page that is left open in a browser sends the password to whatever program
+        # takes the port when the service has ended.
+        (home / PASSWORD).unlink(missing_ok=True)
         password = secret_of(home / PASSWORD, "rollout:")
         os.environ |= {
-            "PREFECT_API_URL": service._api,
+            "PREFECT_API_URL": api,
             "PREFECT_API_AUTH_STRING": password,
             "PREFECT_SERVER_API_AUTH_STRING": password,
-            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": service._api.removesuffix("/api"),
-            "PREFECT_SERVER_ALLOW_EPHEMERAL_MODE": "false",
+            "PREFECT_SERVER_CORS_ALLOWED_ORIGINS": api.removesuffix("/api"),
             "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
             "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "WARNING",
             "DO_NOT_TRACK": "1",
         }
-        asyncio.run(service.run())
+        asyncio.run(Service(home, listener).run())
 
 
 if __name__ == "__main__":

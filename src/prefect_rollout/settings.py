@@ -77,6 +77,15 @@ def _read(settings: type[S]) -> S:
         ) from None
 
 
+def local_service() -> "LocalServiceSettings":
+    """Return the settings of the local service.
+
+    Raises:
+        ConfigurationError: a variable cannot be used.
+    """
+    return _read(LocalServiceSettings)
+
+
 class RetrySettings(BaseSettings):
     """How the steps retry: `PREFECT_ROLLOUT_RETRIES` and so on, read when the tasks are imported."""
 
@@ -115,4 +124,17 @@ class BatchSettings(BaseSettings):
         le=500,
         description="Releases of one process that begin at once, as far as the Prefect API is concerned; "
         "waiting for pods does not count, and half as many may end meanwhile. An API on SQLite bears six.",
+    )
+
+
+class LocalServiceSettings(BaseSettings):
+    """How long the local service stays: `PREFECT_ROLLOUT_LINGER_SECONDS`."""
+
+    model_config = SettingsConfigDict(env_prefix="PREFECT_ROLLOUT_", env_ignore_empty=True, extra="ignore")
+
+    linger_seconds: float = Field(
+        default=60,
+        ge=0,
+        le=86_400,
+        description="Seconds that the local server stays after its last command or client has ended.",
     )

@@ -6,11 +6,12 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&]|(?:(?<=\w)|^)\.(?=\w))")
 _OF_URLS = ":/?#[]@!$&'*+,;=%~"  # what may stand in a URL, less the parentheses that end one in markdown
 _WRITTEN = re.compile(r"`([^`]*)`|\\(.)|&[lg]t;")
+_USER_INFO = re.compile(r"(?<=://)[^\s/?#]*@")
 _ADDRESS = re.compile(r"([^\s|`]*(?://|www\.|@)[^\s|`]*)", re.IGNORECASE)
 
 
@@ -19,11 +20,12 @@ def one_line(text: object, limit: int = 300) -> str:
 
     Control, format and surrogate characters (Unicode categories C*) would let a message of the cloud
     colour a terminal, forge a log line or reverse the reading direction; each becomes `�`, and runs
-    of white space become one blank. Chinese and any other letters stay as they are.
+    of white space become one blank. Chinese and any other letters stay as they are. Addresses lose the user
+    name and password before their host.
     """
     # Cut before working through it: a message of megabytes must cost no more than a short one.
     whole = str(text)
-    shown = " ".join(whole[: limit * 4].split())
+    shown = _USER_INFO.sub("", " ".join(whole[: limit * 4].split()))
     shown = "".join("�" if unicodedata.category(char)[0] == "C" else char for char in shown)
     return shown if len(shown) <= limit and len(whole) <= limit * 4 else shown[: limit - 1] + "…"
 
@@ -46,11 +48,37 @@ def _escaped(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", text).replace(r"\<", "&lt;").replace(r"\>", "&gt;")
 
 
+def address(url: str) -> str:
+    """Return an http(s) address as it may be shown: without user name, password, query and fragment.
+
+    Empty for anything else, which is no address to follow.
+    """
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        return ""
+    readable = url.isprintable() and not re.search(r"[\s\\]", parts.netloc)
+    if parts.scheme not in {"http", "https"} or not host or not readable:
+        return ""
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
+
+def shown_address(url: str) -> str:
+    """Return `address(url)`, or the words of what is no http(s) address without any user name or password."""
+    return address(url) or one_line(re.sub(r"\S*@", "", url), 200)
+
+
+def with_scheme(host: str) -> str:
+    """Return the address of a host that may have been written without `https://`."""
+    return host if "://" in host else f"https://{host}"
+
+
 def link(label: str, url: str) -> str:
-    """A markdown link; the address as plain words where it is none."""
-    if not url.startswith(("http://", "https://")):
-        return f"{markdown(label)}: {markdown(url)}"
-    return f"[{markdown(label)}]({quote(url, safe=_OF_URLS)})"
+    """Return a markdown link to an http(s) address; plain words for anything else."""
+    if not (found := address(url)):
+        return f"{markdown(label)}: {markdown(shown_address(url))}"
+    return f"[{markdown(label)}]({quote(found, safe=_OF_URLS)})"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -15,17 +15,17 @@ same list):
 - without restart counts, a crashing container that happens to run at the looks; with them, one that
   runs at two looks between two crashes.
 
-By names alone, pods of before that are wanted again (a rollback in the middle of a rollout) count as
-old, and the release times out: it errs to that side.
+By names alone, where the pods before the publish are not known, or are wanted again in part (a rollback
+in the middle of a rollout), old and new cannot be told apart: then the release times out and says so.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 
 from pydantic import BaseModel, Field
 
 from prefect_rollout.diagnosis import Category, Diagnosis
-from prefect_rollout.models import ClusterStatus, Id, Pod, same_id
+from prefect_rollout.models import FINISHED, RUNNING, ClusterStatus, Id, Pod, same_id
 from prefect_rollout.text import one_line
 from prefect_rollout.trouble import (
     EVENTS_SHOWN,
@@ -36,12 +36,6 @@ from prefect_rollout.trouble import (
     restarts_of,
     trouble_of,
 )
-
-RUNNING = "Running"
-"""The one state that means ready (contract: phase Running and Ready)."""
-
-FINISHED = frozenset({"Succeeded", "Failed"})
-"""States of pods that run no more. Kubernetes may list such pods long after they were replaced."""
 
 _ENDING = FINISHED | {"Terminating"}
 
@@ -96,6 +90,7 @@ class Expected(BaseModel):
         replicas: pods wanted.
         baseline: `{pod: state}` as listed before the publish; `None` where that is unknown, so that
             only a platform that labels its pods can show which are new.
+        mixed: whether the baseline may hold pods that are wanted, and it is unknown which.
         generation_before: the generation before the publish, where it was reported.
         changed: whether what goes out differs from what was online; if not, pods may stay.
         in_place: whether the deployment updates pods in place, keeping their names.
@@ -107,6 +102,7 @@ class Expected(BaseModel):
     template_id: Id
     replicas: int
     baseline: dict[str, str | None] | None = None
+    mixed: bool = False
     generation_before: int | None = None
     changed: bool = True
     in_place: bool = False
@@ -153,24 +149,26 @@ class Sight(BaseModel):
 class ClusterVerdict(BaseModel):
     """The verdict on one cluster: its `findings` until it is released, or none.
 
-    `pods` are all that the platform listed; new pods that are `not_ready` and `old` ones stand in the
-    way. `sights` (by pod), `stood` (names and states, where this look may confirm the next) and
-    `refused_first` (how often the quota had `refused` a pod at the first look) are the memory for the
-    next look; they hold nothing of pods that are gone.
+    `pods` are all that the platform listed, `None` where it listed none. New pods that are `not_ready`,
+    `old` ones, and those of which it is `unclear` which they are, stand in the way. `ready` is `None`
+    where it is unknown. `sights` (by pod), `stood` (names and states, where this look may confirm the
+    next) and `refused_first` (how often the quota had `refused` a pod at the first look that told of
+    events) are the memory for the next look; they hold nothing of pods that are gone.
     """
 
     cluster: str
     wanted: int
-    ready: int = 0
+    ready: int | None = None
     findings: list[Finding] = []
     not_ready: list[Pod] = []
     old: list[Pod] = []
-    pods: list[Pod] = []
+    unclear: list[Pod] = []
+    pods: list[Pod] | None = None
     strong: bool = False
     events: tuple[str, ...] = ()
     sights: dict[str, Sight] = {}
     stood: list[tuple[str, str | None]] | None = None
-    refused: int = 0
+    refused: int | None = None
     refused_first: int | None = None
 
     @property
@@ -210,7 +208,10 @@ class Verdict(BaseModel):
     @property
     def counts(self) -> str:
         """Such as `pub-bjwdt 1/1, pub-bjyt 2/3`: new pods ready of those wanted."""
-        return ", ".join(f"{one_line(c.cluster, 60)} {c.ready}/{c.wanted}" for c in self.clusters)
+        return ", ".join(
+            f"{one_line(c.cluster, 60)} {'?' if c.ready is None else c.ready}/{c.wanted}"
+            for c in self.clusters
+        )
 
     def explain(self, most: int = 5) -> str:
         """What is missing in which clusters, naming at most `most` pods a cluster.
@@ -224,6 +225,7 @@ class Verdict(BaseModel):
             parts.append(f"{', '.join(cluster.missing)} in {one_line(cluster.cluster, 60)}")
             pods = [self._described(pod, cluster) for pod in cluster.not_ready]
             pods += [f"old {self._described(pod, cluster)}" for pod in cluster.old]
+            pods += [self._described(pod, cluster) for pod in cluster.unclear]
             more = f" and {len(pods) - most} more" if len(pods) > most else ""
             if pods:
                 parts.append(", ".join(pods[:most]) + more)
@@ -292,18 +294,20 @@ def _judge_cluster(
         verdict.refused_first = before.refused_first if before else None
         miss(Category.NO_STATUS, "no status is reported")
         return verdict
-    verdict.pods = now.pods or []
+    verdict.pods = now.pods
     pods = _standing(now, expected)
     verdict.strong = _reports_revisions(now, pods, expected)
     verdict.stood = [(pod.name, pod.state) for pod in pods]
     # Kubernetes lists pods that finished long after others took their place. Revisions tell an evicted
     # pod from its successor; by names alone, one that failed since the publish stays in the way.
     gone = FINISHED if verdict.strong else frozenset()
-    verdict.old = [pod for pod in pods if not _is_new(pod, expected) and pod.state not in gone]
-    new = [pod for pod in pods if _is_new(pod, expected) and pod.state not in gone]
+    there = [pod for pod in pods if pod.state not in gone]
+    verdict.old = [pod for pod in there if _is_new(pod, expected) is False]
+    verdict.unclear = [pod for pod in there if _is_new(pod, expected) is None]
+    new = [pod for pod in there if _is_new(pod, expected)]
 
     events = events_of(now)
-    listed = {pod.name for pod in verdict.pods}
+    listed = {pod.name for pod in now.pods or []}
     general = [event for event in events if event.name not in listed]
     verdict.events = _shown(general)
     for pod in new:
@@ -312,37 +316,70 @@ def _judge_cluster(
         verdict.sights[pod.name] = _sight(pod, about, expected, seen, look.at, grace)
     verdict.not_ready = [pod for pod in new if verdict.sights[pod.name].category]
     ready = {pod.name for pod in new} - {pod.name for pod in verdict.not_ready}
-    verdict.ready = len(ready)
+    told = now.pods is not None or (verdict.strong and not expected.replicas)
+    verdict.ready = len(ready) if told and not verdict.unclear else None
 
     refusals = [event for event in general if event.is_quota]
-    verdict.refused = sum(event.count for event in refusals)
-    first = before.refused_first if before else None
-    # Events stay listed for an hour: what the first look shows may be another release's.
-    first = verdict.refused if first is None else min(first, verdict.refused)
-    verdict.refused_first = first
+    _count_refusals(verdict, now, refusals, before.refused_first if before else None)
     if refusals and len(new) < expected.replicas:
         miss(
             Category.QUOTA_EXCEEDED,
             "the quota refuses further pods",
             reported=refusals[-1].message,
-            final=verdict.refused > first,
+            final=verdict.refused is not None and verdict.refused > (verdict.refused_first or 0),
         )
-    if now.pods is None and not verdict.strong and not expected.replicas:
-        miss(Category.NO_PODS, "no pods are reported")
-    elif not pods and expected.replicas:
-        miss(Category.NO_PODS, "no pod is listed")
-    elif len(ready) != expected.replicas:
-        miss(Category.REPLICAS_DIFFER, f"{len(ready)} of {expected.replicas} new pods ready")
-    elif verdict.not_ready:
-        miss(Category.REPLICAS_DIFFER, f"{len(verdict.not_ready)} {_pods(verdict.not_ready)} not ready")
-    if verdict.old:
-        miss(Category.OLD_PODS_LEFT, f"{len(verdict.old)} old {_pods(verdict.old)} left")
-    for text in _disagreements(expected, now):
-        miss(Category.NOT_OBSERVED, text)
+    for category, text in _differences(verdict, now, pods, len(ready), expected):
+        miss(category, text)
     stands = before is not None and before.stood is not None and set(before.stood) == set(verdict.stood)
     if not verdict.findings and not verdict.strong and not stands:
         miss(Category.UNCONFIRMED, "seen so once, a second look has to agree")
     return verdict
+
+
+def _count_refusals(
+    verdict: ClusterVerdict, status: ClusterStatus, refusals: Sequence[Event], first: int | None
+) -> None:
+    """Note how often the quota has refused a pod, and how often it had at the first look that tells.
+
+    Events stay listed for an hour: what the first look shows may be another release's. A status without
+    `podState` tells of no events, and so does not say that there were none.
+    """
+    if status.deployment is not None and status.deployment.pod_state is not None:
+        verdict.refused = sum(event.count for event in refusals)
+        first = verdict.refused if first is None else min(first, verdict.refused)
+    verdict.refused_first = first
+
+
+def _differences(
+    verdict: ClusterVerdict, status: ClusterStatus, pods: Sequence[Pod], ready: int, expected: Expected
+) -> Iterator[tuple[Category, str]]:
+    """Yield what differs from what the cluster has to show: the number of its pods, which, and revisions."""
+    wanted = expected.replicas
+    if status.desired not in {None, wanted}:
+        yield (
+            Category.REPLICAS_DIFFER,
+            f"the cloud is asked for {status.desired} pods, and not for the {wanted} of this run",
+        )
+    if status.pods is None and not verdict.strong and not wanted:
+        yield Category.NO_PODS, "no pods are reported"
+    elif not pods and wanted:
+        yield Category.NO_PODS, "no pod is listed"
+    elif verdict.unclear:
+        yield (
+            Category.BASELINE_UNKNOWN,
+            "new and old pods cannot be told apart: which pods ran before is not known",
+        )
+    elif ready != wanted:
+        yield Category.REPLICAS_DIFFER, f"{ready} of {wanted} new pods ready"
+    elif verdict.not_ready:
+        yield (
+            Category.REPLICAS_DIFFER,
+            f"{len(verdict.not_ready)} {_pods(verdict.not_ready)} not ready",
+        )
+    if verdict.old:
+        yield Category.OLD_PODS_LEFT, f"{len(verdict.old)} old {_pods(verdict.old)} left"
+    for text in _disagreements(expected, status):
+        yield Category.NOT_OBSERVED, text
 
 
 def _standing(status: ClusterStatus, expected: Expected) -> list[Pod]:
@@ -354,15 +391,20 @@ def _standing(status: ClusterStatus, expected: Expected) -> list[Pod]:
     ]
 
 
-def _is_new(pod: Pod, expected: Expected) -> bool:
-    known = expected.baseline is None or pod.name in expected.baseline
-    if expected.restarted and not expected.in_place and known:
-        return False
+def _is_new(pod: Pod, expected: Expected) -> bool | None:
+    """Whether the pod is one of what was published; `None` where that cannot be told."""
+    replaces = expected.restarted and not expected.in_place
     if pod.template_id is not None:
-        return same_id(pod.template_id, expected.template_id)
+        labelled = same_id(pod.template_id, expected.template_id)
+        if not labelled or not replaces:
+            return labelled
+    elif expected.in_place or not (expected.changed or expected.restarted):
+        return True  # it keeps its name, or nothing of it changes
     if expected.baseline is None:
-        return False
-    return not known or expected.in_place or not (expected.changed or expected.restarted)
+        return None
+    if pod.name not in expected.baseline:
+        return True
+    return None if expected.mixed else False
 
 
 def _reports_revisions(status: ClusterStatus, pods: Sequence[Pod], expected: Expected) -> bool:
@@ -491,7 +533,11 @@ def _began_well(pod: Pod, expected: Expected) -> bool:
     A pod of the baseline that no label calls new may still run what ran before, even where the update
     will keep its name: its trouble counts only if it ran well before and is updated in place.
     """
-    if pod.template_id is not None or expected.baseline is None or pod.name not in expected.baseline:
+    if pod.template_id is not None:
+        return True
+    if expected.baseline is None:
+        return False
+    if pod.name not in expected.baseline:
         return True
     return expected.in_place and expected.baseline[pod.name] == RUNNING
 
@@ -502,6 +548,7 @@ def _began_well(pod: Pod, expected: Expected) -> bool:
 _ORDER = (
     Category.QUOTA_EXCEEDED,
     Category.OLD_PODS_LEFT,
+    Category.BASELINE_UNKNOWN,
     Category.NO_PODS,
     Category.NOT_OBSERVED,
     Category.NO_STATUS,

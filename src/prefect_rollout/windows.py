@@ -4,9 +4,12 @@ A deny rule closes while it is on. Where any allow rule concerns an app and a cl
 open only while one of those is on. A deny rule that is on outweighs every allow rule.
 """
 
+import re
 from collections.abc import Iterator, Sequence
-from datetime import UTC, date, datetime, time, timedelta
+from datetime import UTC, datetime, time, timedelta
 from fnmatch import fnmatchcase
+from functools import cache
+from importlib import resources
 from typing import Annotated, Literal, NamedTuple, Self
 from zoneinfo import ZoneInfo
 
@@ -197,18 +200,27 @@ def judge(
     return Closed(names, tuple(first), reopens.astimezone(where))
 
 
+@cache
 def zone(name: str) -> ZoneInfo:
-    """The time zone of that IANA name.
+    """Return the time zone of that IANA name, by the rules of the package `tzdata`.
+
+    `ZoneInfo(name)` reads the machine's own directories first: it also finds `localtime` and whatever else
+    lies there, which is another clock on each worker.
 
     Raises:
         ValueError: there is none.
     """
-    try:
-        return ZoneInfo(name)
-    except (KeyError, ValueError, OSError):
+    if name not in _zones():
         raise ValueError(
-            f"there is no time zone {one_line(name, 80)!r}; give an IANA name such as Asia/Shanghai"
-        ) from None
+            f"there is no time zone {one_line(name, 80)!r}; give an IANA name such as Asia/Shanghai or UTC"
+        )
+    with resources.files("tzdata").joinpath("zoneinfo", *name.split("/")).open("rb") as rules:
+        return ZoneInfo.from_file(rules, key=name)
+
+
+@cache
+def _zones() -> frozenset[str]:
+    return frozenset(resources.files("tzdata").joinpath("zones").read_text("ascii").split())
 
 
 class _Turns:
@@ -272,20 +284,32 @@ def _check_cron(cron: str) -> None:
 
 def _wall_clock(text: str, *, last: bool = False) -> datetime:
     """The moment without a time zone; of a day its begin, or its end where it is the `last`."""
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
+    moment = iso_time(text)
     if moment is None or moment.tzinfo or moment.year not in _YEARS:
         raise ValueError(
             f"{one_line(text, 40)!r} is no day such as 2026-12-24 and no moment such as 2026-12-24T18:00; "
             f"years are {_YEARS[0]} to {_YEARS[-1]}, and the time zone is a field of its own"
         )
-    try:
-        day = date.fromisoformat(text)
-    except ValueError:
+    if "T" in text:
         return moment
-    return datetime.combine(day + timedelta(days=last), time())
+    return datetime.combine(moment.date() + timedelta(days=last), time())
+
+
+_ISO_TIME = re.compile(
+    r"\d{4}-\d\d-\d\d(T([01]\d|2[0-3]):[0-5]\d(:[0-5]\d(\.\d{1,6})?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII
+)
+
+
+def iso_time(text: str) -> datetime | None:
+    """Return the moment that a text names, or the begin of a day; `None` if it is in another form.
+
+    The forms are 2026-12-24, 2026-12-24T18:00 and 2026-12-24T18:00:30, the latter two also with an offset:
+    2026-12-24T18:00+08:00. `datetime.fromisoformat` reads more, and not the same in each Python version.
+    """
+    try:
+        return datetime.fromisoformat(text) if _ISO_TIME.fullmatch(text) else None
+    except ValueError:
+        return None
 
 
 def _told(moment: datetime) -> str:

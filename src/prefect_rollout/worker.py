@@ -76,7 +76,7 @@ class RolloutWorker(BaseWorker[BaseJobConfiguration, BaseVariables, RolloutResul
     ) -> RolloutResult:
         """Carries the flow run out."""
         # Prefect's server loads this too, as a collection, and needs no flow.
-        from prefect_rollout.guard import this_process
+        from prefect_rollout.guard import end_here, this_process
         from prefect_rollout.runner import carry_out
 
         here = this_process()
@@ -88,7 +88,8 @@ class RolloutWorker(BaseWorker[BaseJobConfiguration, BaseVariables, RolloutResul
         try:
             await asyncio.shield(running)
         except asyncio.CancelledError:
-            running.cancel()
+            if not end_here(run.id):
+                running.cancel()
             with anyio.CancelScope(shield=True):
                 await asyncio.wait([running], timeout=_END_SECONDS)
             raise

@@ -329,3 +329,16 @@ def test_the_older_template_of_a_failing_deployment_can_be_released_again(caller
     caller.publish(deployment, newest - 1, replicas=2)
     caller.cloud.advance(30)
     assert caller.cloud.rolled_out("crash-loop", "pub-bjwdt")
+
+
+@pytest.mark.parametrize("image", ["r/web:", "r/web:${TAG}"])
+def test_no_pod_starts_whose_image_is_no_reference(caller: Caller, image: str) -> None:
+    [template] = caller.upgrade(images={"qapm-home": image}).json()["data"]["templateIds"]
+    assert caller.publish(template=template).json() == {"data": "ok"}
+    caller.cloud.advance(60)
+    [status] = caller.status()
+    (pending,) = [pod for pod in status["pods"] if pod["state"] != "Running"]
+    assert pending["state"] == "Pending"
+    (warning,) = status["deployment"]["podState"]["warnings"]
+    assert (warning["reason"], warning["name"]) == ("InspectFailed", pending["name"])
+    assert f'couldn\'t parse image name "{image}"' in warning["message"]

@@ -84,6 +84,6 @@ def test_ctrl_c_ends_it_quietly_and_the_exports_work() -> None:
     answer = httpx.get(f"{exports['K8S_API_URL']}/openapi/v1/apps/{exports['K8S_APP_ID']}", auth=signer)
     assert answer.status_code == 200
     process.send_signal(signal.SIGINT)
-    _, rest = process.communicate(timeout=30)
+    _, rest = process.communicate(timeout=180)
     assert process.returncode == 0
     assert "Traceback" not in rest

@@ -12,9 +12,9 @@ from pydantic import BaseModel, Field
 from prefect_rollout.batch import BatchResult, plan_of_all
 from prefect_rollout.difference import plan_lines
 from prefect_rollout.mcp.quoting import advice_of, quoted, quoted_all
-from prefect_rollout.models import ClusterResult, Outcome, Pod, ReleasePlan
-from prefect_rollout.progress import STEPS, STEPS_OF, steps_with
-from prefect_rollout.verdict import RUNNING
+from prefect_rollout.models import RUNNING, ClusterResult, Outcome, Pod, ReleasePlan
+from prefect_rollout.progress import ROLL_BACK, STEPS, STEPS_OF, WAIT_FOR_ROLLBACK, steps_with
+from prefect_rollout.text import one_line
 
 MOST_PODS = 20
 """Pods of a cluster that an answer lists, those in trouble first."""
@@ -59,9 +59,12 @@ class Cluster(BaseModel):
         default=None, description="Whether the cluster accepted the write; null when that is not known."
     )
     rolled_back: bool | None = Field(default=None, description="Whether it was rolled back, where tried.")
-    replicas: int | None = Field(default=None, description="Pods wanted.")
+    replicas: int | None = Field(
+        default=None, description="Pods wanted: what the cloud was asked for, where it reports that."
+    )
     ready: int | None = Field(default=None, description="New pods that were ready at the last look.")
     running: int | None = Field(default=None, description="Pods of any template that are running and ready.")
+    note: str = Field(default="", description="What had to be assumed or is special there, in words.")
     pods: list[PodView] = []
     more_pods: int = Field(default=0, description="Pods beyond those listed.")
 
@@ -83,6 +86,7 @@ class BatchRow(BaseModel):
     wave: int | None = None
     state: str
     why: str = ""
+    notes: list[str] = Field(default=[], description="Templates that were skipped, and why.")
     flow_run_id: str | None = None
 
 
@@ -100,6 +104,9 @@ class Run(BaseModel):
     flow_run_id: str
     name: str
     flow: str = Field(description="deploy-latest-image, deploy-batch, rollback, restart or scale.")
+    cloud: str = Field(
+        default="", description="Address of the cloud, and the block that it is reached through; once known."
+    )
     app_id: str = ""
     deployment: str = ""
     dry_run: bool = False
@@ -125,6 +132,10 @@ class Release(Run):
         description="When `live` and `clusters` were read; get_deployment_status says what is live now.",
     )
     diagnosis: Diagnosis | None = Field(default=None, description="Why it did not end well.")
+    cause: Diagnosis | None = Field(
+        default=None,
+        description="Of a rollback that failed: why the release had failed; diagnosis is the rollback's.",
+    )
     next: str = Field(description="What to do now.")
     steps: list[Step] = []
     clusters: list[Cluster] = []
@@ -132,6 +143,9 @@ class Release(Run):
         default="", description="strong: the cloud's own revisions agree; weak: pod names and states only."
     )
     images: dict[str, str] = Field(default={}, description="Images that were released, by container.")
+    notes: list[str] = Field(
+        default=[], description="Templates that were skipped, and why; `template_id` takes one anyway."
+    )
     releases: list[BatchRow] = Field(default=[], description="Of a batch: its releases, bad ones first.")
     more_releases: int = Field(default=0, description="Releases of the batch beyond those listed.")
     plan: Plan | None = Field(default=None, description="Of a dry run: what would change.")
@@ -155,6 +169,7 @@ class Submitted(BaseModel):
     verdict: str = Field(default="", description="How it stands or ended, in a sentence.")
     live: str = Field(default="", description="What each cluster ran at `live_at`, once it has ended.")
     live_at: datetime | None = None
+    cloud: str = Field(default="", description="Address of the cloud, and its block, once that is known.")
     next: str = Field(description="What to do now.")
     ui_link: str = Field(description="The flow run's page in the Prefect UI, for a person.")
 
@@ -165,6 +180,7 @@ class Planned(BaseModel):
     flow_run_id: str = Field(description="Of the dry run.")
     state: str
     plan: Plan | None = Field(default=None, description="Null while the dry run runs, and where it failed.")
+    cloud: str = Field(default="", description="Address of the cloud, and its block, once that is known.")
     releases: list[BatchRow] = Field(default=[], description="Of a batch: its releases.")
     verdict: str = ""
     next: str
@@ -209,12 +225,16 @@ class TemplateView(BaseModel):
     description: str = ""
     created: str = ""
     by: str = ""
+    not_released: str = Field(
+        default="", description="Why a release that names no template skips it; empty if it does not."
+    )
     online_in: list[str] = Field(default=[], description="Clusters in which it is online.")
 
 
 class Templates(BaseModel):
     """Templates of a deployment, the newest first."""
 
+    cloud: str = Field(description="Address of the cloud, and its block.")
     deployment: str
     templates: list[TemplateView]
     more: int = Field(default=0, description="Older templates beyond those listed.")
@@ -223,13 +243,14 @@ class Templates(BaseModel):
 class DeploymentStatus(BaseModel):
     """What is live of a deployment, asked of the platform just now."""
 
+    cloud: str = Field(description="Address of the cloud, and its block.")
     app_id: str
     app: str
     deployment: str
     clusters: list[Cluster]
 
 
-_STEPS = {step for steps in STEPS_OF.values() for step in steps}
+_STEPS = {step for steps in STEPS_OF.values() for step in steps} | {ROLL_BACK, WAIT_FOR_ROLLBACK}
 
 # ---- how they are made --------------------------------------------------------------------------
 
@@ -248,6 +269,7 @@ def cluster_of(result: ClusterResult) -> Cluster:
         replicas=result.replicas,
         ready=result.ready,
         running=result.running,
+        note=one_line(result.note),
         pods=pods,
         more_pods=more,
     )
@@ -293,11 +315,13 @@ def steps_of(action: str, seen: Mapping[str, tuple[StepState, float | None]]) ->
 
 def steps_done(record: Mapping[str, Any]) -> dict[str, tuple[StepState, float | None]]:
     """The steps that a release's record tells of: it is there before Prefect has recorded all task runs."""
-    failed = (record.get("error") or {}).get("step")
+    seconds = {str(step): round(float(took), 1) for step, took in (record.get("seconds") or {}).items()}
     found: dict[str, tuple[StepState, float | None]] = {
-        str(step): ("failed" if step == failed else "done", round(float(seconds), 1))
-        for step, seconds in (record.get("seconds") or {}).items()
+        step: ("done", took) for step, took in seconds.items()
     }
+    for step in [(record.get("error") or {}).get("step"), *(record.get("failed_steps") or [])]:
+        if step in _STEPS:
+            found[step] = "failed", seconds.get(step)
     return {**found, STEPS[-1]: ("done", None)}
 
 
@@ -345,6 +369,7 @@ def rows_of(rows: Iterable[Mapping[str, Any]]) -> tuple[list[BatchRow], int]:
             wave=row.get("wave"),
             state=str(row.get("stage")),
             why=quoted(row.get("detail") or "", 1000),
+            notes=[quoted(note, 500) for note in row.get("notes") or []],
             flow_run_id=row.get("flow_run_id"),
         )
         for row in ordered[:MOST_RELEASES]
@@ -367,7 +392,7 @@ def outcome_of(record: Mapping[str, Any]) -> Outcome | None:
     return Outcome(outcome) if outcome in list(Outcome) else None
 
 
-def result_fields(record: Mapping[str, Any], at: datetime | None) -> dict[str, Any]:
+def result_fields(record: Mapping[str, Any], at: datetime | None = None) -> dict[str, Any]:
     """Return the fields of a `Release` that its record has; `at` is when the run ended."""
     error = record.get("error")
     clusters = [ClusterResult.model_validate(each) for each in record.get("clusters") or []]
@@ -376,8 +401,10 @@ def result_fields(record: Mapping[str, Any], at: datetime | None) -> dict[str, A
         "live": quoted("; ".join(each.live for each in clusters)) if not record.get("dry_run") else "",
         "live_at": at if clusters and not record.get("dry_run") else None,
         "diagnosis": diagnosis_of(error) if error else None,
+        "cause": diagnosis_of(error["cause"]) if error and error.get("cause") else None,
         "clusters": [cluster_of(each) for each in clusters],
         "evidence": str(record.get("evidence") or ""),
         "images": quoted_all(record.get("images") or {}),
+        "notes": [quoted(note, 500) for note in record.get("notes") or []],
         "plan": plan_of(record["plan"]) if record.get("plan") and record.get("dry_run") else None,
     }

@@ -8,9 +8,10 @@ from typing import Annotated
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from prefect_rollout import embedded
+from prefect_rollout import prefect_api
 from prefect_rollout.console import command_line, say
 from prefect_rollout.errors import ConfigurationError
+from prefect_rollout.images import usable_pattern
 from prefect_rollout.mcp.permits import Permits
 
 app = command_line()
@@ -27,7 +28,7 @@ def _allow(variable: str, told: str) -> Parameter:
 @Parameter(name="*")
 @dataclass(kw_only=True)
 class Allowing:
-    """What MCP clients may ask for. Patterns may hold `*`; none given allows all."""
+    """What MCP clients may ask for. Patterns may hold `*`; none given allows all, images excepted."""
 
     read_only: Annotated[
         bool,
@@ -46,6 +47,15 @@ class Allowing:
     allow_target: Annotated[
         list[str] | None, _allow("TARGETS", "Only this block, as type-slug/name; may be repeated.")
     ] = None
+    allow_image: Annotated[
+        list[str] | None,
+        _allow(
+            "IMAGES",
+            "Only images of this registry or repository, such as harbor.example/team; may be repeated. If "
+            "not given, an image that a client names has to come from where the deployment's images came "
+            "from before, or from K8S_REGISTRY_URL.",
+        ),
+    ] = None
 
     def permits(self) -> Permits:
         """The same for the server."""
@@ -57,12 +67,22 @@ class Allowing:
                     advice="Name what is allowed, or unset the variable to allow all.",
                     field=name,
                 )
+        for pattern in self.allow_image or ():
+            try:
+                usable_pattern(pattern)
+            except ValueError as error:
+                raise ConfigurationError(
+                    f"allow_image: {error}",
+                    advice="Correct --allow-image, or leave it out.",
+                    field="allow_image",
+                ) from None
         return Permits(
             read_only=self.read_only,
             apps=self.allow_app or (),
             deployments=self.allow_deployment or (),
             clusters=self.allow_cluster or (),
             targets=self.allow_target or (),
+            images=self.allow_image or (),
         )
 
 
@@ -74,7 +94,7 @@ _MCP_PORT = 8361
 
 
 def _prepare() -> None:
-    embedded.prepare()
+    prefect_api.prepare()
     # Whoever waits for an answer shall be told soon that the API is away, and not after minutes.
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", "3")
 

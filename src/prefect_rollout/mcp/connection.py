@@ -11,23 +11,21 @@ from typing import Any
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient, get_client
-from prefect.settings import (
-    PREFECT_API_AUTH_STRING,
-    PREFECT_API_URL,
-    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
-    PREFECT_UI_URL,
-    temporary_settings,
-)
+from prefect.context import SettingsContext, get_settings_context
+from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, Settings, temporary_settings
 from prefect.utilities.urls import url_for
 
-from prefect_rollout import guard, local
-from prefect_rollout.blocks import TargetBlock, target_of_environment
+from prefect_rollout import guard, local, prefect_api
+from prefect_rollout.blocks import TargetBlock, refuse_two_clouds, target_of_environment
 from prefect_rollout.blocks.load import load
-from prefect_rollout.embedded import in_use
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.mcp.permits import DEFAULT_TARGET
+from prefect_rollout.models import ENVIRONMENT
+from prefect_rollout.text import address
 
 _NO_RUN = UUID(int=0)
+
+# File in the folder of the local service with the secret that names of kept blocks are made with.
+_KEY = "key"
 
 
 class Api:
@@ -35,15 +33,15 @@ class Api:
 
     Attributes:
         client: of the API, open.
-        target: the block that a release is submitted with where it names none.
+        environment: the block in which the API keeps the credentials of the environment; empty for none.
         local: whether the API is the user's local one, which holds the credentials of the environment.
     """
 
     def __init__(
-        self, client: PrefectClient, target: str, settings: dict[Any, Any], lease: local.Lease | None
+        self, client: PrefectClient, environment: str, settings: dict[Any, Any], lease: local.Lease | None
     ) -> None:
         self.client = client
-        self.target = target
+        self.environment = environment
         self.local = lease is not None
         self._settings = settings
         self._lease = lease
@@ -64,21 +62,39 @@ class Api:
 
     @cached_property
     def _page(self) -> str:
-        # Made once: to put settings in force takes tens of milliseconds.
-        with temporary_settings(self._settings):
-            return url_for("flow-run", obj_id=_NO_RUN) or ""
+        with self.in_force():
+            return address(url_for("flow-run", obj_id=_NO_RUN) or "")
+
+    async def target_of(self, target: str) -> str:
+        """Return the target to submit for the one that is asked for.
+
+        Raises:
+            ConfigurationError: none is asked for, and the default block and the environment are at odds.
+        """
+        if target == "":
+            with self.in_force():
+                await refuse_two_clouds()
+        return (self.environment or target) if target in {"", ENVIRONMENT} else target
 
     @property
     def ui(self) -> str:
         """The address of the UI."""
-        with temporary_settings(self._settings):
-            return (PREFECT_UI_URL.value() or PREFECT_API_URL.value() or "").removesuffix("/api")
+        with self.in_force():
+            return address(PREFECT_UI_URL.value() or PREFECT_API_URL.value() or "").removesuffix("/api")
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
         """Has Prefect's own functions, such as those that load blocks, speak to this API."""
-        with temporary_settings(self._settings):
+        if not self._settings:
             yield
+            return
+        with SettingsContext(profile=get_settings_context().profile, settings=self._in_force):
+            yield
+
+    @cached_property
+    def _in_force(self) -> Settings:
+        # Made once: Prefect reads and checks all its settings for it, which takes tens of milliseconds.
+        return get_settings_context().settings.copy_with_update(updates=self._settings)
 
 
 @asynccontextmanager
@@ -91,42 +107,38 @@ async def opened(home: Path) -> AsyncIterator[Api]:
     Raises:
         ConfigurationError: it does not answer, or did not start.
     """
-    if not in_use():
+    if prefect_api.configured():
         async with get_client() as client:
             with guard.answering():
                 if problem := await client.api_healthcheck():
-                    url, kind = PREFECT_API_URL.value(), type(problem).__name__
                     raise ConfigurationError(
-                        f"the Prefect API {url} does not answer: {kind}",
+                        f"the Prefect API {prefect_api.api_in_use()} does not answer: "
+                        f"{type(problem).__name__}",
                         advice="Start it, or correct PREFECT_API_URL; unset, a local server is used.",
                     )
-            yield Api(client, DEFAULT_TARGET, {}, None)
+            yield Api(client, "", {}, None)
         return
     lease = await local.attach(home)
-    settings = {
-        PREFECT_API_URL: lease.address.api,
-        PREFECT_API_AUTH_STRING: lease.address.password,
-        PREFECT_SERVER_ALLOW_EPHEMERAL_MODE: False,
-    }
+    settings = prefect_api.settings_of(lease.address)
     try:
         with temporary_settings(settings):
             client = get_client()
-            target = await _kept(target_of_environment(), lease.address.password)
+            environment = await _kept(target_of_environment(), local.secret_of(home / _KEY))
         async with client:
-            yield Api(client, target, settings, lease)
+            yield Api(client, environment, settings, lease)
     finally:
         await lease.close()
 
 
-async def _kept(block: TargetBlock | None, password: str) -> str:
-    """The name under which the environment's credentials are kept as a block, for the runner.
+async def _kept(block: TargetBlock | None, key: str) -> str:
+    """The name under which the environment's credentials are kept as a block, for the runner; empty for none.
 
     It is another one for other credentials: clients of the same service may have keys of their own.
     """
     if block is None:
-        return DEFAULT_TARGET
+        return ""
     held = block.model_dump_json(context={"include_secrets": True})
-    digest = hmac.new(password.encode(), held.encode(), hashlib.sha256).hexdigest()[:16]
+    digest = hmac.new(key.encode(), held.encode(), hashlib.sha256).hexdigest()[:16]
     name = f"environment-{digest}"
     # Its name stands for all that it holds: where it is saved, it is saved right.
     if await load(type(block), name, field="target") is None:

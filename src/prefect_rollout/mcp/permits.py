@@ -1,11 +1,12 @@
-"""What a client may ask for: read only or not, and which apps, deployments, clusters and targets. Pure."""
+"""What a client may ask for: writes or not, and of which apps, deployments, clusters and images. Pure."""
 
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn
 
-from prefect_rollout.errors import InputError
+from prefect_rollout.errors import UNLISTED, InputError
+from prefect_rollout.images import ALLOW, RAN_BEFORE, allows, registry_patterns, usable_pattern
 from prefect_rollout.text import one_line
 
 
@@ -19,6 +20,7 @@ class Permits:
         deployments: names of deployments.
         clusters: names of clusters; a request then has to name its own.
         targets: blocks, as type-slug/name.
+        images: registries and repositories; empty for those that a deployment's images came from before.
     """
 
     read_only: bool = False
@@ -26,11 +28,21 @@ class Permits:
     deployments: Collection[str] = ()
     clusters: Collection[str] = ()
     targets: Collection[str] = ()
+    images: Collection[str] = ()
 
     @property
     def restrict(self) -> bool:
-        """Whether anything is not allowed to be named."""
+        """Whether anything but images is not allowed to be named."""
         return bool(self.apps or self.deployments or self.clusters or self.targets)
+
+    def tags(self, registry_url: str | None) -> list[str]:
+        """Return the tags of the runs that are submitted: by them, a run knows what it may release and tell.
+
+        Args:
+            registry_url: `K8S_REGISTRY_URL`, which is allowed by default.
+        """
+        patterns = list(map(usable_pattern, self.images)) or [RAN_BEFORE, *registry_patterns(registry_url)]
+        return [*(f"{ALLOW}{pattern}" for pattern in patterns), *([UNLISTED] if self.restrict else [])]
 
     def check(self, parameters: Mapping[str, Any], *, clusters: bool = True) -> None:
         """Returns where the parameters of a flow name nothing that is not allowed.
@@ -43,7 +55,8 @@ class Permits:
             InputError: they do; it names the field and what is allowed.
             PlanError: the plan has mistakes, and not all that it may name is allowed.
         """
-        if not (self.restrict if clusters else (self.apps or self.deployments or self.targets)):
+        limits = (self.apps, self.deployments, self.targets, self.images, self.clusters if clusters else ())
+        if not any(limits):
             return
         if "plan" not in parameters:
             self._check_one(parameters, "", clusters=clusters)
@@ -75,6 +88,10 @@ class Permits:
         # None named is all of the metaData's: whether those are allowed is not known here.
         for cluster in (given if isinstance(given, list) and given else [ALL]) if clusters else []:
             _check(f"{where}clusters", cluster, self.clusters)
+        images = named.get("images")
+        for container, image in images.items() if self.images and isinstance(images, dict) else ():
+            if not allows(map(usable_pattern, self.images), str(image)):
+                _refuse(f"{where}images.{one_line(container, 80)}", image, self.images)
 
 
 ALL = "(all)"
@@ -93,9 +110,13 @@ def _allowed(value: object, allowed: Collection[str]) -> bool:
 
 def _check(field: str, value: object, allowed: Collection[str]) -> None:
     if not _allowed(value, allowed):
-        listed = ", ".join(one_line(pattern, 120) for pattern in sorted(allowed))
-        raise InputError(
-            f"{field}: {one_line(value, 120)!r} is not allowed here",
-            advice=f"Allowed: {listed}. Who runs this MCP server decides; nothing was submitted.",
-            field=field,
-        )
+        _refuse(field, value, allowed)
+
+
+def _refuse(field: str, value: object, allowed: Collection[str]) -> NoReturn:
+    listed = ", ".join(one_line(pattern, 120) for pattern in sorted(allowed))
+    raise InputError(
+        f"{field}: {one_line(value, 120)!r} is not allowed here",
+        advice=f"Allowed: {listed}. Who runs this MCP server decides; nothing was submitted.",
+        field=field,
+    )

@@ -7,6 +7,7 @@ stands between `<data>` and `</data>`, unless it is one plain word such as a nam
 import re
 from typing import Any
 
+from prefect_rollout.aftermath import UNDOING
 from prefect_rollout.diagnosis import RESOLUTIONS
 from prefect_rollout.errors import ConfigurationError, InputError, RolloutError
 from prefect_rollout.text import one_line
@@ -17,6 +18,7 @@ RULE = (
 )
 
 _PLAIN = re.compile(r"[\w.:/@+=,-]*").fullmatch
+_NAMES = re.compile(r"\s?There (?:is|are): .*?(?=</data>|$)", re.DOTALL)
 _BRACKETS = str.maketrans("<>", "‹›")  # nothing within can look like the end of it
 
 
@@ -29,6 +31,11 @@ def quoted(text: object, limit: int = 2000) -> str:
 def unquoted(text: str) -> str:
     """What `quoted` marked, for a person."""
     return text.replace("<data>", "").replace("</data>", "")
+
+
+def unlisted(text: str) -> str:
+    """`text` without the names that an error lists, for a client that may not know them."""
+    return _NAMES.sub("", text)
 
 
 def quoted_all(value: Any) -> Any:
@@ -58,4 +65,4 @@ def _kinds(kind: type[RolloutError]) -> list[type[RolloutError]]:
     return [kind, *(each for child in kind.__subclasses__() for each in _kinds(child))]
 
 
-_OURS = frozenset(kind.advice for kind in _kinds(RolloutError)) | RESOLUTIONS
+_OURS = frozenset(kind.advice for kind in _kinds(RolloutError)) | RESOLUTIONS | UNDOING

@@ -30,18 +30,29 @@ from prefect.states import AwaitingRetry, Cancelling
 from pydantic import ValidationError
 
 from prefect_rollout import ledger, reaper, tasks
-from prefect_rollout.blocks import open_target
+from prefect_rollout.blocks import open_target, opened_as
 from prefect_rollout.errors import ConfigurationError, InputError, RolloutError, TemplateError
 from prefect_rollout.flow_runs import PAGE
 from prefect_rollout.flows.children import children_of, name_of
-from prefect_rollout.guard import ROLLED_BACK, answering
+from prefect_rollout.guard import CLOUD, ROLLED_BACK, TARGET, answering
 from prefect_rollout.mcp import answers
 from prefect_rollout.mcp.answers import StepState
 from prefect_rollout.mcp.connection import Api
-from prefect_rollout.mcp.permits import DEFAULT_TARGET, Permits
-from prefect_rollout.mcp.quoting import quoted
-from prefect_rollout.models import Checked, Outcome, Template, newest_first, same_id
+from prefect_rollout.mcp.permits import Permits
+from prefect_rollout.mcp.quoting import quoted, unlisted
+from prefect_rollout.models import (
+    Checked,
+    Outcome,
+    Template,
+    cloud_words,
+    maker_of,
+    newest_first,
+    same_id,
+)
 from prefect_rollout.platforms.port import Platform
+from prefect_rollout.records import known_here
+from prefect_rollout.replicas import now as replicas_now
+from prefect_rollout.revisions import Revision, why_not
 from prefect_rollout.tasks.parse_metadata import scope_of
 from prefect_rollout.text import one_line
 from prefect_rollout.verdict import running as running_pods
@@ -125,8 +136,14 @@ def _digest(flow: str, request: Checked, attempt: int) -> str:
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
-async def plan(api: Api, flow: str, request: Checked) -> Submission:
+async def plan(api: Api, flow: str, request: Checked, *, tags: Sequence[str] = ()) -> Submission:
     """A dry run of the request: one that is under way, or a new one.
+
+    Args:
+        api: where.
+        flow: the flow's name.
+        request: what it is asked.
+        tags: of the run, beside those of its entrance.
 
     Raises:
         ConfigurationError: the API has no such deployment, or did not answer.
@@ -141,17 +158,18 @@ async def plan(api: Api, flow: str, request: Checked) -> Submission:
         )
     if found and not (found[0].state and found[0].state.is_final()):
         return Submission(found[0], repeated=True)
-    return await submit(api, flow, dry, attempt=int(time.time() * 1000), tags=[tag])
+    return await submit(api, flow, dry, attempt=int(time.time() * 1000), tags=[tag, *tags])
 
 
 # ---- finding ------------------------------------------------------------------------------------
 
 
 class Found(NamedTuple):
-    """A flow run of ours, and the name of its flow."""
+    """A flow run of ours, the name of its flow, and whether the client may know other names than its own."""
 
     run: FlowRun
     flow: str
+    restricted: bool = False
 
 
 async def find(api: Api, permits: Permits, flow_run_id: str) -> Found:
@@ -185,8 +203,14 @@ async def find(api: Api, permits: Permits, flow_run_id: str) -> Found:
             advice="list_releases names the runs of releases.",
             field="flow_run_id",
         )
-    permits.check(run.parameters)
-    return Found(run, flow)
+    if not permits.allows(run.parameters):
+        # Without what it is of: the client gave an id, and may not know more.
+        raise InputError(
+            f"flow_run_id: {wanted} is a run of what is not allowed here",
+            advice="list_releases names the runs that are. Who runs this MCP server decides.",
+            field="flow_run_id",
+        )
+    return Found(run, flow, permits.restrict)
 
 
 async def _anew(api: Api, found: Found) -> Found:
@@ -246,8 +270,8 @@ async def look(api: Api, found: Found, *, live: bool = True) -> answers.Release:
         found: the run, as it is now.
         live: whether the platform is asked what is live, where the run has not ended.
     """
-    run, flow = found
-    parameters, state = run.parameters, run.state
+    run, flow, restricted = found
+    state = run.state
     ended = state is not None and state.is_final()
     with answering():
         steps = [] if flow == "deploy-batch" else await _tasks(api, run)
@@ -268,16 +292,44 @@ async def look(api: Api, found: Found, *, live: bool = True) -> answers.Release:
             release, advice = _with_record(release, record, run.end_time)
         except ValidationError:  # of another version of this package
             record = None
+    if record is not None and not (record.get("error") or {}).get("retry_helps", True):
+        release.confirm_retry = ""
     if record is None and ended and state is not None:
         release.outcome = _outcome_of(state)
     if flow == "deploy-batch" and record is None:
         release = await _with_children(api, release, run)
     if live and not release.clusters and not release.dry_run and flow != "deploy-batch" and run.start_time:
         # It runs, or ended before it knew: the platform says what is live.
-        release = await _with_live(api, release, parameters)
+        release = await _with_live(api, release, run)
+    if record is None and state is not None and state.is_cancelled() and not release.verdict:
+        release.verdict = await _unbegun(api, run)
     release.verdict = release.verdict or _verdict(release, run)
+    if restricted:
+        release.verdict, advice = unlisted(release.verdict), unlisted(advice)
+        for row in release.releases:
+            row.why = unlisted(row.why)
     release.next = _next(release, run, advice)
+    if api.local and state is not None and state.is_paused():
+        release.next += " The UI asks the user for a password; prefect-rollout's README says where it is."
     return release
+
+
+async def _unbegun(api: Api, run: FlowRun) -> str:
+    """What Prefect does not say of a run that it cancelled by itself, as nothing of it was running."""
+    if run.run_count == 0:
+        return "Cancelled before it began: nothing was written."
+    with answering():
+        states = sorted(
+            await api.client.read_flow_run_states(run.id), key=lambda state: state.timestamp, reverse=True
+        )
+    before = next((state for state in states if not state.is_cancelled()), None)
+    if before is None or (run.state is not None and run.state.message):
+        return ""
+    if before.is_paused():
+        return "Cancelled while it waited for a person's approval: nothing was written since it asked."
+    if before.is_scheduled() or before.is_pending():
+        return "Cancelled before it continued: nothing more was written. What an earlier try wrote stays."
+    return ""
 
 
 def _outcome_of(state: State[Any]) -> Outcome | None:
@@ -331,19 +383,26 @@ def _stage(child: FlowRun) -> str:
     return outcome.value if outcome else one_line(child.state.name, 40).lower()
 
 
-async def _with_live(api: Api, release: answers.Release, parameters: Mapping[str, Any]) -> answers.Release:
+async def _with_live(api: Api, release: answers.Release, run: FlowRun) -> answers.Release:
+    parameters, block = run.parameters, str(run.labels.get(TARGET, ""))
+    # The variables of the environment may be others here than where the run is.
+    if "/" not in block:
+        block = str(parameters.get("target") or "")
     try:
         async with asyncio.timeout(_LIVE_SECONDS):
             status = await live(
                 api,
-                parameters.get("target") or DEFAULT_TARGET,
+                block,
                 parameters["app_id"],
                 str(parameters["deployment"]),
                 parameters.get("clusters"),
             )
     except (RolloutError, TimeoutError):
         return release  # what is live is not known; the run itself tells what is wrong
-    return release.model_copy(update={"clusters": status.clusters, "live_at": datetime.now(UTC)})
+    if release.cloud and status.cloud != release.cloud:
+        return release
+    update = {"clusters": status.clusters, "cloud": status.cloud, "live_at": datetime.now(UTC)}
+    return release.model_copy(update=update)
 
 
 async def _tasks(api: Api, run: FlowRun) -> list[TaskRun]:
@@ -440,11 +499,13 @@ def _next(release: answers.Release, run: FlowRun, advice: str) -> str:
         return f"{advice} Then plan again.".lstrip()
     if state.name == "Skipped":
         return "It did nothing. Start a new release if one is still wanted."
-    go_on = (
-        f"When that is mended, retry_release with confirm={release.confirm_retry} goes on where it stopped."
-        if release.confirm_retry
-        else "It cannot be gone on with: start a new release when that is mended."
-    )
+    if release.outcome is Outcome.RELEASED:
+        go_on = "It was done before the cancel arrived."
+    elif release.confirm_retry:
+        token = release.confirm_retry
+        go_on = f"Once that is fixed, retry_release with confirm={token} continues where it stopped."
+    else:
+        go_on = "A retry does not help: start a new release once that is fixed."
     return " ".join(part for part in (advice, go_on) if part)
 
 
@@ -470,6 +531,7 @@ def _of_run(api: Api, run: FlowRun, flow: str, *, reason: int) -> dict[str, Any]
         "flow_run_id": str(run.id),
         "name": quoted(run.name, 300),
         "flow": flow,
+        "cloud": _cloud(run),
         "app_id": quoted(parameters.get("app_id", ""), 253),
         "deployment": quoted(parameters.get("deployment", ""), 253),
         "dry_run": bool(parameters.get("dry_run")),
@@ -480,6 +542,11 @@ def _of_run(api: Api, run: FlowRun, flow: str, *, reason: int) -> dict[str, Any]
         "seconds": _seconds(run),
         "ui_link": api.link(run.id),
     }
+
+
+def _cloud(run: FlowRun) -> str:
+    cloud, target = str(run.labels.get(CLOUD, "")), str(run.labels.get(TARGET, ""))
+    return quoted(cloud_words(cloud, target)) if cloud else ""
 
 
 def _seconds(run: FlowRun) -> float | None:
@@ -567,7 +634,11 @@ async def logs(api: Api, found: Found, *, limit: int, cursor: str, warnings: boo
             sort=LogSort.TIMESTAMP_ASC,
         )
     lines = [
-        answers.Line(at=log.timestamp, level=_level(log.level), message=quoted(log.message, 1000))
+        answers.Line(
+            at=log.timestamp,
+            level=_level(log.level),
+            message=quoted(unlisted(log.message) if found.restricted else log.message, 1000),
+        )
         for log in read
     ]
     return answers.Logs(lines=lines, next_cursor=str(offset + len(read)) if len(read) == limit else "")
@@ -667,10 +738,11 @@ async def retry(api: Api, found: Found, token: str) -> None:
 
 
 @asynccontextmanager
-async def _platform(api: Api, target: str) -> AsyncIterator[Platform]:
+async def _platform(api: Api, target: str) -> AsyncIterator[tuple[Platform, str]]:
+    """The platform of a target, and what it is called."""
     with api.in_force():
         async with open_target(target) as platform:
-            yield platform
+            yield platform, quoted((await opened_as(target)).words)
 
 
 async def live(
@@ -681,7 +753,7 @@ async def live(
     Raises:
         RolloutError: the platform, or its block, cannot be asked.
     """
-    async with _platform(api, target) as platform:
+    async with _platform(api, target) as (platform, cloud):
         app, deployment = await asyncio.gather(platform.app(app_id), platform.deployment(app_id, name))
         replicas = scope_of(deployment, clusters).replicas
         names = list(replicas)
@@ -691,19 +763,26 @@ async def live(
     for cluster in names:
         now = status.get(cluster)
         pods, more = answers.pods_of((now and now.pods) or [])
+        unseen = "its pods are not reported now" if now is None or now.pods is None else ""
+        wanted = replicas_now(now.desired if now else None, replicas[cluster])
         found.append(
             answers.Cluster(
                 cluster=quoted(cluster),
                 online_template=answers.id_of(templates.get(cluster)),
                 online_known=True,
-                replicas=replicas[cluster],
+                replicas=wanted.number,
+                note="; ".join(filter(None, (wanted.note, unseen))),
                 running=None if now is None or now.pods is None else running_pods(now.pods),
                 pods=pods,
                 more_pods=more,
             )
         )
     return answers.DeploymentStatus(
-        app_id=quoted(app.id), app=quoted(app.name), deployment=quoted(deployment.name), clusters=found
+        cloud=cloud,
+        app_id=quoted(app.id),
+        app=quoted(app.name),
+        deployment=quoted(deployment.name),
+        clusters=found,
     )
 
 
@@ -723,12 +802,20 @@ async def templates(
     Raises:
         RolloutError: the platform, or its block, cannot be asked.
     """
-    async with _platform(api, target) as platform:
+    async with _platform(api, target) as (platform, cloud):
         deployment = await platform.deployment(app_id, name)
         online = await platform.online(deployment)
         found = [each async for each in platform.templates(deployment)]
-    found.sort(key=lambda each: newest_first(each.id), reverse=True)
+        found.sort(key=lambda each: newest_first(each.id), reverse=True)
+        known = await known_here(
+            platform,
+            deployment,
+            [Revision(each.id, maker_of(each)) for each in found[:limit]],
+            {each.cluster: each.template_id for each in online},
+            client=api.client,
+        )
     return answers.Templates(
+        cloud=cloud,
         deployment=quoted(deployment.name),
         templates=[
             answers.TemplateView(
@@ -737,6 +824,7 @@ async def templates(
                 description=quoted(each.description or "", 500),
                 created=quoted(each.create_time or "", 60),
                 by=quoted(each.user or "", 120),
+                not_released=quoted(why_not(known[str(each.id)], None), 300),
                 online_in=[
                     quoted(now.cluster)
                     for now in online

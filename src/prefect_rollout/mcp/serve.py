@@ -11,7 +11,7 @@ from mcp.server.auth.settings import AuthSettings
 from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import AnyHttpUrl, ValidationError
 
-from prefect_rollout import embedded
+from prefect_rollout import earlier, prefect_api
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.local import HOME, PASSWORD, secret_of
 from prefect_rollout.mcp.permits import Permits
@@ -92,7 +92,7 @@ def http(
         allowed_origins=[f"{scheme}://{name}" for name in hosts for scheme in ("http", "https")],
     )
 
-    from prefect_rollout.mcp.listener import serve
+    from prefect_rollout.listener import serve
 
     listening = listen(host, port)
 
@@ -157,9 +157,9 @@ def up(permits: Permits, *, host: str, port: int, said: Callable[[str], None]) -
     Raises:
         ConfigurationError: a Prefect API is configured, or the local one did not start.
     """
-    if not embedded.in_use():
+    if prefect_api.configured():
         raise ConfigurationError(
-            f"a Prefect API is configured ({embedded.api_in_use()}), and `up` starts one of its own",
+            f"a Prefect API is configured ({prefect_api.api_in_use()}), and `up` starts one of its own",
             advice="Unset PREFECT_API_URL, or serve that API with `prefect-rollout mcp --http`.",
         )
     token = token_of_environment() if os.environ.get(TOKEN) else secret_of(HOME / _TOKEN_FILE)
@@ -168,7 +168,8 @@ def up(permits: Permits, *, host: str, port: int, said: Callable[[str], None]) -
         said(f"  its bearer token: in {TOKEN if os.environ.get(TOKEN) else HOME / _TOKEN_FILE}")
         said("Starting the Prefect server and the runner …")
         said(f"Prefect UI: {(await work.api()).ui}")
-        said(f"  it asks once for a password: in {HOME / PASSWORD}")
-        said("Ctrl-C ends it, once the releases that are under way have ended.")
+        said(f"  it asks for a password, which each start renews: in {HOME / PASSWORD}")
+        earlier.tell_once(said)
+        said("Ctrl-C gives it up: it ends when nobody else uses it and no release is under way.")
 
     http(permits, host=host, port=port, allowed_hosts=(), token=token, said=said, beside=beside)

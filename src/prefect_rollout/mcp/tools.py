@@ -27,6 +27,7 @@ from prefect_rollout.mcp.answers import (
 from prefect_rollout.mcp.quoting import unquoted
 from prefect_rollout.mcp.work import Tooling, Work
 from prefect_rollout.models import (
+    ENVIRONMENT,
     Checked,
     ReleaseRequest,
     Request,
@@ -35,6 +36,7 @@ from prefect_rollout.models import (
     same_id,
 )
 from prefect_rollout.plan import BatchRequest, Plan
+from prefect_rollout.plan import Release as PlannedRelease
 from prefect_rollout.settings import CloudEnvironment, cloud_environment
 from prefect_rollout.text import one_line, when
 
@@ -52,6 +54,9 @@ STOPS = ToolAnnotations(
 )
 
 _PLAN_SECONDS = 45.0
+
+UNVERIFIED = "(unverified)"
+"""What ends the name of whoever asks over HTTP: a client calls itself what it likes."""
 
 FlowRunId = Annotated[str, Field(description="Id of the release's flow run.")]
 WaitSeconds = Annotated[
@@ -79,7 +84,10 @@ Clusters = Annotated[
 ]
 Target = Annotated[
     str | None,
-    Field(description="Prefect block with the platform's credentials, as type-slug/name; rarely needed."),
+    Field(
+        description="Prefect block with the platform's credentials, as type-slug/name, or 'environment' for "
+        "the K8S_ variables; rarely needed."
+    ),
 ]
 
 
@@ -92,7 +100,10 @@ ARGUMENTS: dict[str, tuple[Any, Any]] = {
     "app_id": (AppId, None),
     "deployment": (DeploymentName, None),
     "template_id": _argument(
-        int | str | None, None, "Template to release from; K8S_TEMPLATE_ID, else the newest, by default."
+        int | str | None,
+        None,
+        "Template to release from, even if its release failed; by default K8S_TEMPLATE_ID, else the newest "
+        "released one.",
     ),
     "images": _argument(
         dict[str, str] | None,
@@ -100,7 +111,7 @@ ARGUMENTS: dict[str, tuple[Any, Any]] = {
         "Images in place of the template's, by container: {'web': 'registry/web:2'}.",
     ),
     "to_template": _argument(
-        int | str | None, None, "Template to go back to; each cluster's previous one by default."
+        int | str | None, None, "Template to go back to; the last one released in each cluster by default."
     ),
     "replicas": _argument(Annotated[int, Field(ge=1, le=32)], ..., "Pods in each cluster."),
     "plan": _argument(
@@ -187,7 +198,7 @@ SUBMITTING = {
         RollbackRequest,
         (*_ONE[:2], "to_template", *_ONE[2:]),
         "Roll a deployment back",
-        "Puts a deployment back to the template that was online before, and watches the pods. Use it when a "
+        "Puts a deployment back to the last template released before, and watches the pods. Use it when a "
         f"release was bad and the user wants the version of before. {_ANSWER}",
     ),
     "restart": Submitting(
@@ -244,6 +255,7 @@ class Tools:
         self._work = work
         self._environment = environment
         self._stdio = stdio
+        self._tags = work.permits.tags(environment.registry_url)
 
     def add_to(self, server: MCPServer[None], *, read_only: bool) -> None:
         """Adds all tools, or those that write nothing."""
@@ -326,7 +338,7 @@ class Tools:
         """Lists the templates of a deployment, the newest first: their images, and where each is online."""
         async with self._work.tooling() as tooling:
             given = {"app_id": app_id, "deployment": deployment, "target": target}
-            asked = self._asked(tooling, given, clusters=False)
+            asked = await self._asked(tooling, given, clusters=False)
             found: Templates = await tooling.releases.templates(
                 tooling.api, tooling.permits, asked.target, asked.app_id, asked.deployment, limit
             )
@@ -342,7 +354,7 @@ class Tools:
         """Asks the platform what is live of a deployment now: online template and pods of each cluster."""
         async with self._work.tooling() as tooling:
             given = {"app_id": app_id, "deployment": deployment, "clusters": clusters, "target": target}
-            asked = self._asked(tooling, given)
+            asked = await self._asked(tooling, given)
             found: DeploymentStatus = await tooling.releases.live(
                 tooling.api, asked.target, asked.app_id, asked.deployment, asked.clusters
             )
@@ -388,7 +400,7 @@ class Tools:
                         field=foreign[0],
                     )
                 mine = {name: given[name] for name in submitting.arguments}
-                request = self._request(tooling, ctx, submitting, mine)
+                request = await self._request(tooling, ctx, submitting, mine)
                 return await self._plan(tooling, ctx, submitting.flow, request, wait_seconds)
 
         arguments = dict(ARGUMENTS)
@@ -400,12 +412,13 @@ class Tools:
     async def _plan(
         self, tooling: Tooling, ctx: Context, flow: str, request: Checked, wait_seconds: float
     ) -> Planned:
-        submission = await tooling.releases.plan(tooling.api, flow, request)
+        submission = await tooling.releases.plan(tooling.api, flow, request, tags=self._tags)
         release = await self._wait(tooling, ctx, str(submission.run.id), wait_seconds)
         return Planned(
             flow_run_id=release.flow_run_id,
             state=release.state,
             plan=release.plan,
+            cloud=release.cloud,
             releases=release.releases,
             verdict=release.verdict,
             next=release.next,
@@ -417,7 +430,7 @@ class Tools:
     def _submitting(self, action: str, submitting: Submitting) -> Callable[..., Awaitable[Submitted]]:
         async def prepare(ctx: Context, confirm: str, attempt: int, **given: Any) -> Prepared:
             async with self._work.tooling() as tooling:
-                request = self._request(tooling, ctx, submitting, given)
+                request = await self._request(tooling, ctx, submitting, given)
                 known = await tooling.releases.submitted(
                     tooling.api, submitting.flow, request, attempt=attempt
                 )
@@ -462,7 +475,7 @@ class Tools:
                 flow_run_id, repeated = prepared.known, True
                 if not prepared.known:
                     submission = await tooling.releases.submit(
-                        tooling.api, submitting.flow, prepared.request, attempt=attempt
+                        tooling.api, submitting.flow, prepared.request, attempt=attempt, tags=self._tags
                     )
                     flow_run_id, repeated = str(submission.run.id), submission.repeated
                 return await self._submitted(tooling, ctx, flow_run_id, wait_seconds, repeated=repeated)
@@ -499,6 +512,7 @@ class Tools:
             verdict=release.verdict,
             live=release.live,
             live_at=release.live_at,
+            cloud=release.cloud,
             next=first + release.next,
             ui_link=release.ui_link,
         )
@@ -572,25 +586,33 @@ class Tools:
         )
         return release
 
-    def _asked(self, tooling: Tooling, given: dict[str, Any], *, clusters: bool = True) -> Request:
+    async def _asked(self, tooling: Tooling, given: dict[str, Any], *, clusters: bool = True) -> Request:
         """What a tool that only reads was asked."""
-        request = Request.of(**self._given(tooling, given))
+        request = Request.of(**await self._given(tooling, given))
         tooling.permits.check(request.model_dump(), clusters=clusters)
         return request
 
-    def _request(
+    async def _request(
         self, tooling: Tooling, ctx: Context, submitting: Submitting, given: dict[str, Any]
     ) -> Checked:
         """The checked request of a tool that submits; `InputError` names what is wrong with it."""
-        values = self._given(tooling, given, template="template_id" in submitting.arguments)
+        values = await self._given(tooling, given, template="template_id" in submitting.arguments)
         values["requested_by"] = self._requested_by(ctx)
         if "plan" in values:
-            values["plan"] = Plan.of_parameter({"target": tooling.api.target, **values["plan"]})
+            plan = Plan.of_parameter(values["plan"])
+            needed = {"", ENVIRONMENT}.intersection(plan.targets)
+            parts: list[Plan | PlannedRelease] = [plan, *plan.releases]
+            for part in parts:
+                if part.target is not None and part.target in needed:
+                    part.target = await tooling.api.target_of(part.target)
+            values["plan"] = plan
         request = submitting.request.of(**values)
         tooling.permits.check({name: getattr(request, name) for name in request.model_fields_set})
         return request
 
-    def _given(self, tooling: Tooling, given: dict[str, Any], *, template: bool = False) -> dict[str, Any]:
+    async def _given(
+        self, tooling: Tooling, given: dict[str, Any], *, template: bool = False
+    ) -> dict[str, Any]:
         """What was given, with defaults from the environment; what was not stays with the flow's defaults."""
         values = {
             name: value
@@ -600,7 +622,8 @@ class Tools:
         if "plan" in given:
             return values
         environment = self._environment
-        values.setdefault("target", tooling.api.target)
+        if target := await tooling.api.target_of(values.get("target", "")):
+            values["target"] = target
         for name, default in (("app_id", environment.app_id), ("deployment", environment.deploy_name)):
             if default:
                 values.setdefault(name, default)
@@ -615,7 +638,9 @@ class Tools:
     def _requested_by(self, ctx: Context) -> str:
         info = ctx.session.client_params.client_info if ctx.session.client_params else None
         client = one_line(info.name, 80) if info else "an MCP client"
-        user = me() if self._stdio else ""
+        if not self._stdio:
+            return f"{client} {UNVERIFIED}"
+        user = me()
         return one_line(f"{user} by {client}" if user else client, 200)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mcp.server.mcpserver.exceptions import ToolError
 
-from prefect_rollout.errors import RolloutError
+from prefect_rollout.errors import NotFoundError, RolloutError
 from prefect_rollout.mcp.permits import Permits
 from prefect_rollout.mcp.quoting import told
 
@@ -108,6 +108,8 @@ class Work:
                     "started."
                 ) from None
         except RolloutError as error:
+            if isinstance(error, NotFoundError) and self.permits.restrict:
+                error.unlist()
             if api is not None and api.local and error.data.get("prefect_api"):
                 raise ToolError(
                     "The local Prefect server does not answer; if it ended, it is started again. Make the "

@@ -10,13 +10,14 @@ import re
 import ssl
 import traceback
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from functools import cache
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import quote, urlencode
 
 import httpx
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
@@ -54,7 +55,7 @@ from prefect_rollout.models import (
     same_id,
     usable_id,
 )
-from prefect_rollout.text import masked, one_line
+from prefect_rollout.text import address, masked, one_line, with_scheme
 
 T = TypeVar("T")
 PayloadT = TypeVar("PayloadT", bound=Payload)
@@ -96,6 +97,25 @@ class PathTable(BaseModel):
         if not re.fullmatch(r"/[\w./~%:@!$&'()*+,;=-]*", filled, re.ASCII):
             raise ValueError(f"{path!r} must start with / and hold neither ? nor #, percent-encoded")
         return path
+
+
+def cloud_identity(api_url: str) -> str:
+    """Return the host and port of an address, the same however it is written.
+
+    Case, a final dot, the default port, the ways to write an IP address and to name this machine make no
+    other cloud. Two names of the same host do: no one asks the DNS.
+    """
+    try:
+        url = httpx.URL(api_url)
+    except httpx.InvalidURL:
+        return api_url
+    if not (host := url.raw_host.decode("ascii").rstrip(".")):
+        return api_url
+    with suppress(ValueError):
+        ip = ip_address(host)
+        ip = getattr(ip, "ipv4_mapped", None) or ip
+        host = "localhost" if ip.is_loopback else f"[{ip}]" if ip.version == 6 else str(ip)
+    return host if url.port is None else f"{host}:{url.port}"
 
 
 class ContainerCloudClient:
@@ -159,15 +179,12 @@ class ContainerCloudClient:
 
     @property
     def identity(self) -> str:
-        url = urlsplit(self._base)  # the host in small letters
-        usual = {"https": 443, "http": 80}.get(url.scheme)
-        return f"{url.hostname}" if url.port in {None, usual} else f"{url.hostname}:{url.port}"
+        return cloud_identity(self._base)
 
     def links(self) -> dict[str, str]:
-        links = {"Container cloud": self._base}
+        links = {"Container cloud": address(self._base)}
         if self._registry_url:
-            registry = self._registry_url
-            links["Image registry"] = registry if "://" in registry else f"https://{registry}"
+            links["Image registry"] = address(with_scheme(self._registry_url))
         return links
 
     # ---- reads ------------------------------------------------------------------------------

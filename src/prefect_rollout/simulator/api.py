@@ -1,8 +1,9 @@
 """The contract's calls as HTTP, and the application that puts everything together."""
 
 from collections.abc import Awaitable, Callable
-from functools import partial
-from typing import Any, Literal
+from contextvars import ContextVar
+from functools import cache, partial
+from typing import Any, Literal, cast
 
 from fastapi import APIRouter, FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
@@ -77,21 +78,41 @@ _SIGNATURE = APIKeyHeader(
 )
 
 
-class SimulatorApp(FastAPI):
-    """The simulated cloud as an ASGI application; `cloud` is what it serves."""
+class SimulatorApp:
+    """The simulated cloud as an ASGI application.
 
-    cloud: Cloud
-    wire: Wire
+    Args:
+        cloud: what it serves.
+    """
+
+    def __init__(self, cloud: Cloud) -> None:
+        self._cloud = cloud
+        # Outermost, as it has to reach the connection.
+        self._wire = Wire(Gate(_calls(), cloud, f"{PREFIX}/"), cloud, f"{PREFIX}")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes HTTP through the wire, which must be outermost to reach the connection."""
-        if scope["type"] == "http":
-            await self.wire(scope, receive, send)
-        else:
-            await super().__call__(scope, receive, send)
+        """Answer a request."""
+        _serving.set(self._cloud)
+        await (self._wire if scope["type"] == "http" else _calls())(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
-        """FastAPI's document, without the 422 that this application never answers."""
+        """Return the OpenAPI document."""
+        return _calls().openapi()
+
+
+_serving: ContextVar[Cloud] = ContextVar("serving")
+
+
+class _Serving:
+    """The cloud of the application that answers: all share their routes, which take long to make."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(_serving.get(), name)
+
+
+class _Calls(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        """Return FastAPI's document without the 422 that is never answered."""
         if self.openapi_schema is None:
             document = super().openapi()
             for operations in document["paths"].values():
@@ -104,9 +125,13 @@ class SimulatorApp(FastAPI):
 
 def create_app(cloud: Cloud | Scenario | None = None) -> SimulatorApp:
     """The application that serves a cloud; without one, the article's."""
-    if not isinstance(cloud, Cloud):
-        cloud = Cloud(cloud or Scenario())
-    app = SimulatorApp(
+    return SimulatorApp(cloud if isinstance(cloud, Cloud) else Cloud(cloud or Scenario()))
+
+
+@cache
+def _calls() -> FastAPI:
+    cloud = cast(Cloud, _Serving())
+    app = _Calls(
         title="Simulated container cloud",
         summary="The container cloud's Open API, and a control API for tests.",
         version="1",
@@ -114,8 +139,6 @@ def create_app(cloud: Cloud | Scenario | None = None) -> SimulatorApp:
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.cloud = cloud
-    app.wire = Wire(Gate(partial(FastAPI.__call__, app), cloud, f"{PREFIX}/"), cloud, f"{PREFIX}")
     app.include_router(_open_api(cloud))
     app.include_router(control_routes(cloud, _responses({400: "A bad value.", 404: "No such thing."})))
 

@@ -6,6 +6,7 @@ The messages are the kubelet's and the scheduler's (kubernetes, `pkg/kubelet/ima
 
 from collections.abc import Callable
 
+from prefect_rollout.images import is_reference
 from prefect_rollout.simulator.pod import Pod
 from prefect_rollout.simulator.shapes import EventShape
 
@@ -45,6 +46,7 @@ def _told(pod: Pod, age: float, crashes: int) -> list[tuple[str, str]]:
         told.append(("Failed", "Error: ErrImagePull"))
         told.append(("BackOff", f'Back-off pulling image "{image}"'))
     elif kind == "invalid_image":
+        image = next((each for _, each in pod.revision.images if not is_reference(each)), image)
         unreadable = f'couldn\'t parse image name "{image}": invalid reference format'
         told.append(("InspectFailed", f'Failed to apply default image tag "{image}": {unreadable}'))
     elif kind == "unschedulable":

@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from prefect_rollout.images import is_reference
 from prefect_rollout.simulator.blueprint import Blueprint, read_blueprint
 from prefect_rollout.simulator.engine import Rollout, Spec
 from prefect_rollout.simulator.pod import Fate
@@ -90,6 +91,9 @@ class Deployment:
             def fate(images: Mapping[str, str]) -> Fate:
                 behaviour = self.behaviour(cluster, images)
                 pull, start = self.timings.pull, self.timings.start
+                # A pod that no node takes never comes to its images.
+                if behaviour.kind != "unschedulable" and not all(map(is_reference, images.values())):
+                    return Fate(pull, start, "invalid_image")
                 if behaviour.kind == "slow_start" and behaviour.seconds is not None:
                     start = behaviour.seconds
                 if behaviour.kind == "slow_pull" and behaviour.seconds is not None:

@@ -10,9 +10,13 @@ import socket
 import sys
 from typing import Any
 
+import h11
 import uvicorn
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
+
+if sys.platform != "win32":
+    import resource
 
 REQUEST_SECONDS = 20.0
 """Seconds in which a request has to arrive, headers and body."""
@@ -39,12 +43,20 @@ class BoundedProtocol(H11Protocol):
         self._expect_request()
 
     def data_received(self, data: bytes) -> None:
-        """Pass the data on; a request that is complete has no deadline."""
+        """Pass the data on; a request that is complete has no deadline, nor has a web socket."""
         super().data_received(data)
-        if self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete:
+        complete = self.cycle is not None and not self.cycle.more_body and not self.cycle.response_complete
+        if complete or self.transport.get_protocol() is not self:
             self._cancel_deadline()
         elif self._deadline is None:
             self._expect_request()
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Open a web socket, of which there may be half as many as connections: requests keep the rest."""
+        if sum(not isinstance(each, BoundedProtocol) for each in self.connections) >= self.most // 2:
+            self.transport.abort()
+        else:
+            super().handle_websocket_upgrade(event)
 
     def on_response_complete(self) -> None:
         """Leave an idle connection to uvicorn's keep-alive time-out."""
@@ -65,11 +77,15 @@ class BoundedProtocol(H11Protocol):
             self._deadline = None
 
 
+def bounded() -> type[BoundedProtocol]:
+    """Return the protocol, with a limit that leaves file descriptors for what else this process does."""
+    return type("Protocol", (BoundedProtocol,), {"most": _most_connections()})
+
+
 async def serve(app: Any, listening: socket.socket) -> None:
     """Serve an ASGI application on the socket until the process is interrupted."""
-    protocol = type("Protocol", (BoundedProtocol,), {"most": _most_connections()})
     # asyncio accepts a whole backlog, several times, before a connection meets the limit.
-    config = uvicorn.Config(app, http=protocol, ws="none", log_config=None, access_log=False, backlog=16)
+    config = uvicorn.Config(app, http=bounded(), ws="none", log_config=None, access_log=False, backlog=16)
     logging.getLogger("mcp.server.streamable_http").addFilter(_without_traceback)
     await uvicorn.Server(config).serve(sockets=[listening])
 
@@ -89,8 +105,6 @@ def _without_traceback(record: logging.LogRecord) -> bool:
 def _most_connections() -> int:
     if sys.platform == "win32":
         return MOST_CONNECTIONS
-    import resource
-
     # The rest is for accepted connections that are not counted yet, for Prefect, platforms and files.
     files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return min(MOST_CONNECTIONS, files // 4)

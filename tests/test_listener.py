@@ -1,4 +1,4 @@
-"""The MCP server's HTTP listener against clients that use it up."""
+"""The HTTP listeners of MCP and of the local Prefect server against clients that use them up."""
 
 import asyncio
 import logging
@@ -8,10 +8,13 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
+import uvicorn
 from mcp.server import MCPServer
+from websockets.asyncio.client import connect
+from websockets.exceptions import InvalidMessage
 
+from prefect_rollout import listener
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.mcp import listener
 from prefect_rollout.mcp.permits import Permits
 from prefect_rollout.mcp.serve import http, warnings_of
 from prefect_rollout.sockets import listen
@@ -79,6 +82,36 @@ async def test_a_request_that_does_not_arrive_in_time_ends_its_connection(
             with suppress(ConnectionResetError):
                 await reader.read()
         writer.close()
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Accept a web socket, and send back what it says first."""
+    assert scope["type"] == "websocket"
+    await receive()
+    await send({"type": "websocket.accept"})
+    said = await receive()
+    await send({"type": "websocket.send", "text": said["text"]})
+
+
+async def test_a_web_socket_has_no_deadline_and_leaves_connections_for_requests(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(listener, "MOST_CONNECTIONS", 4)
+    monkeypatch.setattr(listener.BoundedProtocol, "request_seconds", 0.1)
+    listening = listen("127.0.0.1", 0)
+    address = f"ws://127.0.0.1:{listening.getsockname()[1]}/"
+    server = uvicorn.Server(
+        uvicorn.Config(echo, http=listener.bounded(), ws="websockets-sansio", lifespan="off", log_config=None)
+    )
+    serving = asyncio.create_task(server.serve(sockets=[listening]))
+    async with connect(address) as first, connect(address):
+        with pytest.raises((InvalidMessage, OSError)):
+            await connect(address)
+        await asyncio.sleep(0.3)
+        await first.send("still open")
+        assert await first.recv() == "still open"
+    server.should_exit = True
+    await serving
 
 
 async def test_a_client_that_disconnects_in_mid_body_logs_one_line(caplog: pytest.LogCaptureFixture) -> None:

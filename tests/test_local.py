@@ -1,0 +1,335 @@
+"""The local service towards strangers: its endpoint, its port, its server's pages, the user's proxy."""
+
+import asyncio
+import errno
+import json
+import os
+import socket
+import sqlite3
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, closing, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
+
+from prefect_rollout import earlier, local, local_server, prefect_api, service
+from prefect_rollout.errors import ConfigurationError
+from prefect_rollout.guard import watching
+from servers import new_prefect_home
+
+# ---- the endpoint -----------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def endpoint(home: Path) -> AsyncIterator[tuple[service.Service, int]]:
+    """Open the endpoint of a service whose server is ready; yield the service and the endpoint's port."""
+    with service.listen(home) as listener:
+        made = service.Service(home, listener)
+        made._ready.set()
+        local.secret_of(home / local.PASSWORD)
+        async with await made._open_endpoint() as opened:
+            yield made, opened.sockets[0].getsockname()[1]
+            for writer in made._clients:
+                writer.close()
+
+
+async def connected(home: Path) -> local.Lease | None:
+    return await local._connect(home, asyncio.get_running_loop().time() + 30)
+
+
+async def test_a_client_that_knows_the_token_is_given_the_address(tmp_path: Path) -> None:
+    async with endpoint(tmp_path) as (made, _):
+        lease = await connected(tmp_path)
+        assert lease
+        assert lease.address.api == made._api
+        assert lease.address.password == (tmp_path / local.PASSWORD).read_text()
+        assert len(made._clients) == 1
+        await lease.close()
+        while made._clients:  # noqa: ASYNC110 - the service notices
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"\n",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"nonce " + local.proof("guessed", b"client", b"nonce") + b"\n",
+        b"nonce \xff\n",
+        b"x" * 100_000,
+        b"half a line",
+    ],
+)
+async def test_a_stranger_is_told_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
+) -> None:
+    monkeypatch.setattr(service, "_STRANGER_SECONDS", 0.2)
+    async with endpoint(tmp_path) as (made, port):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(said)
+        with suppress(ConnectionResetError):  # it has not read all of it
+            assert await reader.read() == b""
+        writer.close()
+        assert not made._strangers
+        assert not made._clients
+
+
+async def test_strangers_without_end_keep_no_client_out(tmp_path: Path) -> None:
+    async with endpoint(tmp_path) as (made, port):
+        silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
+        lease = await connected(tmp_path)
+        assert lease
+        assert len(made._strangers) <= service._MOST_STRANGERS
+        for _, writer in silent:
+            writer.close()
+        await lease.close()
+
+
+def echo(line: bytes) -> bytes:
+    return line.partition(b" ")[2]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        echo,
+        lambda line: echo(line) + b"http://127.0.0.1:1/api " + echo(line),
+        lambda _line: b"[" * 200_000 + b"\n",
+        lambda _line: b"",
+        lambda _line: b'{"service": "x", "api": "http://127.0.0.1:1/api"}\n' * 2,
+    ],
+)
+async def test_an_impostor_on_the_port_of_a_service_that_has_ended_learns_and_redirects_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[[bytes], bytes]
+) -> None:
+    monkeypatch.setattr(local, "_PROOF_SECONDS", 0.2)
+    heard: list[bytes] = []
+
+    async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readline())
+        writer.write(answer(heard[0]))
+        heard.append(await reader.read())
+        writer.close()
+
+    password = local.secret_of(tmp_path / local.PASSWORD)
+    async with await asyncio.start_server(impostor, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        (tmp_path / local.ENDPOINT).write_text(json.dumps({"port": port, "token": "the-token"}))
+        assert await connected(tmp_path) is None
+        assert heard[0]
+        assert b"the-token" not in b"".join(heard)
+        assert password.encode() not in b"".join(heard)
+
+
+async def test_a_client_that_gives_up_waiting_does_not_keep_the_service_up(tmp_path: Path) -> None:
+    ended = asyncio.Event()
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        waiting.cancel()
+        assert await reader.read() == b""
+        writer.close()
+        ended.set()
+
+    async with await asyncio.start_server(silent, "127.0.0.1", 0) as listening:
+        port = listening.sockets[0].getsockname()[1]
+        (tmp_path / local.ENDPOINT).write_text(json.dumps({"port": port, "token": "the-token"}))
+        waiting = asyncio.create_task(connected(tmp_path))
+        async with asyncio.timeout(30):
+            await ended.wait()
+        assert waiting.cancelled()
+
+
+async def test_the_folder_of_another_user_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(ConfigurationError, match="belongs to another user"):
+        await local.attach(tmp_path)
+
+
+async def test_a_setting_of_the_service_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_ROLLOUT_LINGER_SECONDS", "soon")
+    with pytest.raises(ConfigurationError, match="linger_seconds"):
+        await local.attach(tmp_path)
+
+
+# ---- the port ---------------------------------------------------------------------------------------
+
+
+def test_nobody_takes_the_port_from_its_choice_to_the_end_of_the_service(tmp_path: Path) -> None:
+    with service.listen(tmp_path) as listener:
+        port = listener.getsockname()[1]
+        for host in ("127.0.0.1", "0.0.0.0"):
+            with socket.socket() as thief:
+                thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                with pytest.raises(OSError) as refused:  # noqa: PT011 - its number is checked
+                    thief.bind((host, port))
+                assert refused.value.errno == errno.EADDRINUSE
+
+
+def test_the_port_of_the_last_time_is_used_again_unless_it_is_taken(tmp_path: Path) -> None:
+    with service.listen(tmp_path) as listener:
+        port = listener.getsockname()[1]
+    with service.listen(tmp_path) as listener:
+        assert listener.getsockname()[1] == port
+        with service.listen(tmp_path) as other:
+            assert other.getsockname()[1] != port
+
+
+def test_a_server_serves_the_socket_that_it_is_handed_and_ends_with_its_service(tmp_path: Path) -> None:
+    """The service is this process; without a Prefect home, so that the server ends before it serves."""
+    with service.listen(tmp_path) as listener, (tmp_path / "log").open("wb") as log:
+        process = local_server.start(listener, log)
+        assert process.stdin
+        process.stdin.close()
+        process.kill()
+        process.wait(30)
+        # Its end does not free the port: the service still holds it.
+        with socket.socket() as thief, pytest.raises(OSError, match="in use"):
+            thief.bind(listener.getsockname())
+
+
+# ---- the server's own pages -------------------------------------------------------------------------
+
+OWN = "127.0.0.1:4200"
+
+
+async def fine(_scope: Any, _receive: Any, send: Any) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"secret"})
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ([("Host", OWN)], 200),
+        ([("Host", OWN), ("Origin", f"http://{OWN}")], 200),
+        ([("Host", "evil.example:4200")], 421),
+        ([("Host", "127.0.0.1:4200.evil.example")], 421),
+        ([("Host", "localhost:4200")], 421),
+        ([("Host", "127.0.0.1")], 421),
+        ([("Host", OWN), ("Host", "evil.example")], 421),
+        ([("Host", "")], 421),
+        ([("Host", OWN), ("Origin", "http://evil.example")], 403),
+        ([("Host", OWN), ("Origin", "http://127.0.0.1:3000")], 403),
+        ([("Host", OWN), ("Origin", f"https://{OWN}")], 403),
+        ([("Host", OWN), ("Origin", "null")], 403),
+    ],
+)
+async def test_requests_of_other_pages_are_refused(headers: list[tuple[str, str]], status: int) -> None:
+    app = local_server.OwnPages(fine, OWN)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app=app)) as client:
+        answer = await client.get(f"http://{OWN}/api/flows", headers=headers)
+    assert answer.status_code == status
+    assert (b"secret" in answer.content) == (status == 200)
+
+
+async def test_a_websocket_of_another_page_is_refused() -> None:
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    scope = {"type": "websocket", "headers": [(b"host", OWN.encode()), (b"origin", b"http://evil.example")]}
+    await local_server.OwnPages(fine, OWN)(scope, None, send)
+    assert sent[0]["status"] == 403
+
+
+# ---- the user's proxy -------------------------------------------------------------------------------
+
+
+async def test_the_password_passes_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    heard: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        heard.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+        writer.close()
+
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    async with await asyncio.start_server(proxy, "127.0.0.1", 0) as listening:
+        address = f"http://127.0.0.1:{listening.sockets[0].getsockname()[1]}"
+        monkeypatch.setenv("http_proxy", address)
+        monkeypatch.setenv("NO_PROXY", "internal.example")
+        monkeypatch.setattr(os, "environ", os.environ.copy())
+        local._bypass_proxies()
+        local._bypass_proxies()
+        assert os.environ["no_proxy"] == "internal.example,127.0.0.1"
+        async with httpx.AsyncClient() as client:
+            # Straight there: what listens is asked for a path, not for another server's address.
+            await client.get(address, headers={"Authorization": "Basic x"})
+            await client.get("http://cloud.example/")
+    assert [each.partition(b"\r\n")[0] for each in heard] == [
+        b"GET / HTTP/1.1",
+        b"GET http://cloud.example/ HTTP/1.1",
+    ]
+
+
+# ---- what is configured, and what was before --------------------------------------------------------
+
+
+async def test_a_flow_without_a_configured_api_is_refused() -> None:
+    with (
+        temporary_settings(restore_defaults={PREFECT_API_URL}),
+        pytest.raises(ConfigurationError, match="shares no lock") as refused,
+    ):
+        async with watching(uuid4()):
+            pass
+    assert "PREFECT_API_URL" in refused.value.advice
+
+
+def test_what_is_set_for_another_server_does_not_concern_the_local_one(tmp_path: Path) -> None:
+    from prefect import settings
+
+    from prefect_rollout.flows.conduct import run_link
+
+    run_id = uuid4()
+    foreign = {
+        settings.PREFECT_API_KEY: "key",
+        settings.PREFECT_UI_URL: "https://prefect.example",
+        settings.PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: "s3-bucket/results",
+    }
+    address = local.Address("http://127.0.0.1:4201/api", "rollout:password", tmp_path)
+    with temporary_settings(foreign), temporary_settings(prefect_api.settings_of(address)):
+        assert run_link(run_id) == f"http://127.0.0.1:4201/runs/flow-run/{run_id}"
+        assert not settings.PREFECT_API_KEY.value()
+        assert not settings.PREFECT_DEFAULT_RESULT_STORAGE_BLOCK.value()
+        assert settings.PREFECT_LOCAL_STORAGE_PATH.value() == tmp_path / "prefect" / "storage"
+
+
+def test_what_an_earlier_version_left_in_the_users_prefect_home_is_said_once(tmp_path: Path) -> None:
+    database = new_prefect_home(tmp_path) / "prefect.db"
+    assert earlier.left_in(database) == ""
+    assert earlier.left_in(tmp_path / "none.db") == ""
+    flow_id = str(uuid4())
+    with closing(sqlite3.connect(database)) as connection:
+        connection.execute("INSERT INTO flow (id, name) VALUES (?, 'deploy-latest-image')", [flow_id])
+        connection.execute(
+            "INSERT INTO flow_run (id, name, flow_id) VALUES (?, 'x', ?)", [str(uuid4()), flow_id]
+        )
+        connection.execute(
+            "INSERT INTO block_document (id, name, data, block_schema_id, block_type_id) "
+            "SELECT ?, 'default', '{}', schema.id, kind.id FROM block_type AS kind JOIN block_schema AS "
+            "schema ON schema.block_type_id = kind.id WHERE kind.slug = 'container-cloud' LIMIT 1",
+            [str(uuid4())],
+        )
+        connection.commit()
+    left = earlier.left_in(database)
+    assert f"{database} has 1 release, the block container-cloud/default" in left
+    said: list[str] = []
+    home = tmp_path / "local"
+    home.mkdir()
+    from prefect.settings import PREFECT_HOME
+
+    with temporary_settings({PREFECT_HOME: tmp_path}):
+        earlier.tell_once(said.append, home)
+        earlier.tell_once(said.append, home)
+    assert said == [left]
