@@ -51,7 +51,10 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def kept_up(home: Path) -> AsyncIterator[Path]:
     """The same home; its service stays up between tests, however long the next one takes to connect."""
-    lease = await local.attach(local_folder(home))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SERVICE.items():
+            patch.setenv(name, value)
+        lease = await local.attach(local_folder(home))
     yield home
     await lease.close()
 
