@@ -215,11 +215,8 @@ PATHS: dict[str, tuple[dict[str, Any], str]] = {
 QUICK = {
     "released",
     "planned",
-    "401",
     "400 that echoes",
     "metaData of another shape",
-    "a signer that fails",
-    "a secret that is no text",
 }
 QUICK_COMMANDS = {"deploy", "configure"}
 
@@ -521,7 +518,7 @@ def test_blocks_hold_their_secrets_and_templates_are_served_with_theirs(evidence
 
 
 def test_the_wire_carries_no_secret_and_the_key_id_in_its_header_alone(evidence: Evidence) -> None:
-    assert len(evidence.tap.asked) > 30
+    assert len(evidence.tap.asked) > 20
     for asked in evidence.tap.asked:
         rest, signed = re.subn(
             rb"(?mi)^authorization: STARK-HMAC-SHA256 KeyId=[^,]+, Signature=[0-9a-f]{64}\r?$", b"", asked

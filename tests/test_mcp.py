@@ -33,7 +33,7 @@ from support import Cloud
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
-MODES = ("legacy", "2026-07-28")
+MODES = (pytest.param("legacy", marks=pytest.mark.complete), "2026-07-28")
 FAST = {"poll_seconds": 0.2, "poll_attempts": 200}
 HOME = {**FAST, "app_id": 3290, "deployment": "qapm-home"}
 

@@ -393,7 +393,6 @@ INITIALIZE: dict[str, Any] = {
 }
 
 
-@pytest.mark.promise("An assistant releases once, and not without its user")
 async def test_over_http_a_token_is_needed_and_both_protocols_work(make_cloud: Any, kept_up: Path) -> None:
     cloud = make_cloud(speed=5)
     variables = environment(kept_up, cloud, PREFECT_ROLLOUT_MCP_TOKEN=TOKEN)
