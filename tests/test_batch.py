@@ -125,9 +125,9 @@ def in_four_waves(count: int) -> tuple[dict[int, Mapping[str, Any]], dict[str, A
 COUNTS = [8, pytest.param(40, marks=pytest.mark.complete)]
 
 
-@pytest.mark.parametrize("count", COUNTS)
 @pytest.mark.xdist_group("batches")
-async def test_apps_in_four_waves_end_as_their_plan_says(make_cloud: Any, count: int) -> None:
+async def test_apps_in_four_waves_end_as_their_plan_says(make_cloud: Any) -> None:
+    count = 8
     behaviours, plan, failing_apps = in_four_waves(count)
     cloud = make_cloud(**shop(count, behaviours))
     result = await failing(plan | {"soak_seconds": 0.1})
@@ -365,13 +365,12 @@ async def one_killed() -> UUID:
             await asyncio.sleep(0.5)
 
 
-@pytest.mark.parametrize(
-    ("count", "waves", "limit"), [(3, 2, "1"), pytest.param(40, 4, "4", marks=pytest.mark.complete)]
-)
 @pytest.mark.xdist_group("batch on a work pool")
 async def test_a_batch_on_a_work_pool_with_two_workers_one_of_whose_releases_is_killed(
-    make_cloud: Any, prefect_api: str, tmp_path: Path, count: int, waves: int, limit: str
+    make_cloud: Any, prefect_api: str, tmp_path: Path
 ) -> None:
+    """Three apps; `tests/cluster` has two hundred."""
+    count, waves, limit = 3, 2, "1"
     cloud = make_cloud(**shop(count, {2: BAD_IMAGE}))
     async with get_client() as client:
         await client.create_work_pool(WorkPoolCreate(name="rollout", type="process"), overwrite=True)

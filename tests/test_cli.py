@@ -270,12 +270,10 @@ def test_configure_says_what_does_not_work(
 
 @pytest.mark.server
 @pytest.mark.xdist_group("embedded API")
-@pytest.mark.parametrize("first", [pytest.param(True, marks=pytest.mark.complete), False])
-def test_the_demo_releases_on_its_own_and_leaves_the_users_prefect_alone(tmp_path: Path, first: bool) -> None:
-    if not first:
-        home = new_prefect_home(tmp_path / ".prefect-rollout" / "demo")
-        # No variable for Prefect reaches the demo's.
-        (home / ".env").write_text("".join(f"{name}={value}\n" for name, value in FROM_TEMPLATE.items()))
+def test_the_demo_releases_on_its_own_and_leaves_the_users_prefect_alone(tmp_path: Path) -> None:
+    home = new_prefect_home(tmp_path / ".prefect-rollout" / "demo")
+    # No variable for Prefect reaches the demo's.
+    (home / ".env").write_text("".join(f"{name}={value}\n" for name, value in FROM_TEMPLATE.items()))
     before = {
         "PREFECT_API_URL": "http://127.0.0.1:9/api",
         "K8S_API_URL": "http://127.0.0.1:9",

@@ -1,0 +1,121 @@
+"""What programs and people rely on, pinned: whatever changes in it is a decision that CHANGELOG names.
+
+`python tests/test_pinned.py` writes `data/pinned.json` anew.
+"""
+
+import asyncio
+import inspect
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from prefect.blocks.core import Block
+from pydantic import BaseModel
+
+from prefect_rollout import blocks, diagnosis, errors, events
+from prefect_rollout.batch import BatchResult
+from prefect_rollout.cli import EXIT_CODES, app
+from prefect_rollout.console import WRONG_USE
+from prefect_rollout.flows.again import FLOWS
+from prefect_rollout.mcp.permits import Permits
+from prefect_rollout.mcp.server import Server
+from prefect_rollout.mcp.tools import declare
+from prefect_rollout.mcp.work import Work
+from prefect_rollout.models import Action, Outcome, ReleasePlan, ReleaseResult
+from prefect_rollout.plan import Plan
+
+PINNED = Path(__file__).with_name("data") / "pinned.json"
+
+
+def fields(model: type[BaseModel]) -> list[str]:
+    """Return the paths of all fields of a model's JSON, such as `clusters.ready`."""
+    schema = model.model_json_schema(mode="serialization")
+    return sorted(set(_paths(schema, schema.get("$defs", {}), ())))
+
+
+def _paths(schema: Any, definitions: dict[str, Any], above: tuple[str, ...]) -> Iterator[str]:
+    if isinstance(schema, list):
+        for each in schema:
+            yield from _paths(each, definitions, above)
+    if not isinstance(schema, dict) or len(above) > 4:
+        return
+    if reference := schema.get("$ref"):
+        yield from _paths(definitions[reference.rpartition("/")[2]], definitions, above)
+    for name, field in schema.get("properties", {}).items():
+        yield ".".join((*above, name))
+        yield from _paths(field, definitions, (*above, name))
+    for key in ("items", "anyOf", "allOf", "prefixItems", "additionalProperties"):
+        yield from _paths(schema.get(key), definitions, above)
+
+
+def options() -> dict[str, list[str]]:
+    """Return the options of each command."""
+    found = {}
+    for name in app:
+        command = app[name]
+        if not name.startswith("-") and command.default_command:
+            names = {each for argument in command.assemble_argument_collection() for each in argument.names}
+            found[name] = sorted(names)
+    return found
+
+
+async def tools() -> dict[str, list[str]]:
+    """Return the arguments of each MCP tool."""
+    work = Work(Permits(), Path("unused"))
+    server = Server(work, stdio=True)
+    declare(server, work, stdio=True)
+    return {tool.name: sorted(tool.input_schema["properties"]) for tool in await server.list_tools()}
+
+
+def events_of() -> dict[str, list[str]]:
+    """Return the names of the events of a release, and the keys of what they say."""
+    result = ReleaseResult(outcome=Outcome.RELEASED, app_id=1, deployment="web", release_id="r")
+    endings = {
+        events.ending(result.model_copy(update={"outcome": outcome, "action": action}))
+        for outcome in Outcome
+        for action in Action
+    }
+    return {
+        "names": sorted(events.PREFIX + name for name in {"started", "published", *endings}),
+        "payload": sorted(events.payload(result)),
+        "resource": sorted(events.resource(result, "p")),
+    }
+
+
+def _is(found: object, kind: type) -> bool:
+    return inspect.isclass(found) and issubclass(found, kind) and not inspect.isabstract(found)
+
+
+async def collected() -> dict[str, Any]:
+    """Return all that is pinned."""
+    tree = [each for each in vars(errors).values() if _is(each, errors.RolloutError)]
+    saved = [each for each in vars(blocks).values() if _is(each, Block)]
+    return {
+        "result": fields(ReleaseResult),
+        "batch result": fields(BatchResult),
+        "plan": fields(ReleasePlan),
+        "plan file": fields(Plan),
+        "error": sorted(errors.InputError("x").to_dict()),
+        "errors": sorted(each.__name__ for each in tree),
+        "outcomes": [each.value for each in Outcome],
+        "actions": [each.value for each in Action],
+        "exit codes": {outcome.value: code for outcome, code in EXIT_CODES.items()}
+        | {"wrong use": WRONG_USE},
+        "diagnosis categories": [each.value for each in diagnosis.Category],
+        "commands": options(),
+        "flows": {name: sorted(flow.parameters.properties) for name, flow in FLOWS.items()},
+        "MCP tools": await tools(),
+        "blocks": {each.get_block_type_slug(): sorted(each.model_fields) for each in saved},
+        "events": events_of(),
+    }
+
+
+async def test_what_users_rely_on_is_as_it_was() -> None:
+    assert await collected() == json.loads(PINNED.read_text("utf-8"))
+
+
+if __name__ == "__main__":
+    PINNED.write_text(json.dumps(asyncio.run(collected()), indent=1, ensure_ascii=False) + "\n", "utf-8")
+    sys.stdout.write(f"{PINNED}\n")
