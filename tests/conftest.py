@@ -49,7 +49,6 @@ _authorities = ssl.create_default_context(cafile=certifi.where()).get_ca_certs(b
 
 import pytest  # noqa: E402
 from prefect.context import SettingsContext, get_settings_context  # noqa: E402
-from prefect.events.worker import EventsWorker  # noqa: E402
 from prefect.settings import PREFECT_API_URL, Settings  # noqa: E402
 
 import servers  # noqa: E402
@@ -116,8 +115,7 @@ def prefect_server() -> Iterator[str]:
     """Yield the API address of a Prefect server with a database of its own."""
     with servers.prefect_server(_HOME) as url:
         yield url
-        # What is still to be sent would wait for the server long after it is gone.
-        EventsWorker.drain_all(timeout=10)
+        servers.forget_events()
 
 
 @pytest.fixture(scope="session")

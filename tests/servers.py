@@ -15,6 +15,7 @@ from pathlib import Path
 
 import httpx
 from filelock import FileLock
+from prefect.events.worker import EventsWorker
 
 from support import free_port
 
@@ -33,6 +34,11 @@ _WITHOUT = {
     f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false"
     for name in ("CLEANUP_RECONCILER", "FOREMAN", "LATE_RUNS", "SCHEDULER")
 }
+
+
+def forget_events() -> None:
+    """Send what events this process still has: later ones would wait behind them when the server is gone."""
+    EventsWorker.drain_all(timeout=10)
 
 
 @contextmanager

@@ -25,7 +25,7 @@ from prefect_rollout.mcp import releases
 from prefect_rollout.mcp.connection import Api, opened
 from prefect_rollout.mcp.permits import Permits
 from prefect_rollout.models import ReleaseRequest
-from servers import new_prefect_home
+from servers import forget_events, new_prefect_home
 from support import BIN, Cloud, eventually
 
 pytestmark = pytest.mark.server
@@ -41,6 +41,7 @@ def home() -> Iterator[Path]:
         home.chmod(0o755)
         new_prefect_home(folder(home) / local.PREFECT_HOME)
         yield home
+        forget_events()
         stopped = services(home)
         for process in stopped:
             process.terminate()

@@ -26,7 +26,7 @@ from prefect_rollout import local
 from prefect_rollout.mcp.permits import Permits
 from prefect_rollout.mcp.server import Server
 from prefect_rollout.mcp.work import Work
-from servers import new_prefect_home
+from servers import forget_events, new_prefect_home
 from support import BIN, Cloud, free_port
 
 README = Path(__file__).parent.parent / "README.md"
@@ -44,17 +44,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A home directory that these tests share, with a migrated database; its service has to end by itself."""
     made = tmp_path_factory.mktemp("home")
     new_prefect_home(local_folder(made) / "prefect")
-    yield made
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in SERVICE.items():
+            patch.setenv(name, value)
+        yield made
+    forget_events()
     ends(made)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def kept_up(home: Path) -> AsyncIterator[Path]:
     """The same home; its service stays up between tests, however long the next one takes to connect."""
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in SERVICE.items():
-            patch.setenv(name, value)
-        lease = await local.attach(local_folder(home))
+    lease = await local.attach(local_folder(home))
     yield home
     await lease.close()
 

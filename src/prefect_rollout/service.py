@@ -100,9 +100,14 @@ class Service:
                     finally:
                         self._ready.clear()
                         (self._home / ENDPOINT).unlink(missing_ok=True)
+                        if self._ended:
+                            # Clients would wait in the queue of the socket for a server that is gone.
+                            self._listener.close()
+                            running.cancel()
                         await runner.stop()
                         await asyncio.wait([running])
-                running.result()  # raises what ended it
+                if not running.cancelled():
+                    running.result()  # raises what ended it
         finally:
             endpoint.close()
             clients = list(self._clients)
