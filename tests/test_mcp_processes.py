@@ -518,7 +518,6 @@ def test_the_inspector_lists_and_calls_tools(make_cloud: Any, kept_up: Path, ins
     assert answer["structuredContent"]["templates"]
 
 
-@pytest.mark.promise("An assistant releases once, and not without its user")
 async def test_every_tool_the_resource_and_the_prompt_answer_over_stdio(
     make_cloud: Any, kept_up: Path
 ) -> None:
