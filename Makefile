@@ -28,7 +28,7 @@ demo: $(SYNC) ## release the article's app on the simulated cloud
 test: $(SYNC) ## run the suite: all that needs no server, and what proves docs/promises.md; six minutes
 	$(PYTEST) -n 3 -m "not complete and (promise or not server)"
 
-test-fast: $(SYNC) ## run the tests without a Prefect server: under a minute
+test-fast: $(SYNC) ## run the tests without a Prefect server
 	$(PYTEST) -n auto -m "not server and not complete"
 
 test-all: test ## run the suite, then every other test: complete matrices, other ways, more processes
