@@ -32,7 +32,7 @@ test-fast: $(SYNC) ## run the tests without a Prefect server
 	$(PYTEST) -n auto -m "not server and not complete"
 
 test-all: test ## run the suite, then every other test: complete matrices, other ways, more processes
-	$(PYTEST) -n 4 -m "complete or (server and not promise)"
+	$(PYTEST) -n 3 -m "complete or (server and not promise)"
 
 # PostgreSQL, Redis and HAProxy from Debian packages, where they are missing.
 cluster-test: $(SYNC) ## run the suite of several machines: PostgreSQL, Redis, two API replicas, three workers
