@@ -158,8 +158,8 @@ async def refuse_two_clouds() -> None:
     Raises:
         ConfigurationError: the default block and the environment variables are at odds.
     """
-    kind = Block.get_block_class_from_key(DEFAULT_TARGET.partition("/")[0])
-    saved = await load(kind, DEFAULT_TARGET.partition("/")[2], field="target")
+    slug, _, name = DEFAULT_TARGET.partition("/")
+    saved = await load(Block.get_block_class_from_key(slug), name, field="target")
     if isinstance(saved, TargetBlock):
         _refuse_two_clouds(saved)
 

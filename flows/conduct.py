@@ -552,8 +552,7 @@ class Run:
         elif isinstance(error, NotApprovedError) and error.rejected:
             self.result.outcome = Outcome.CANCELLED
         # After a rollback, its pods are what counts.
-        went_back = any(cluster.rolled_back is not None for cluster in self.result.clusters)
-        if isinstance(error, ReleaseError) and error.verdict and not went_back:
+        if isinstance(error, ReleaseError) and error.verdict and not self.result.rolled_back:
             self._note(error.verdict)
 
 

@@ -88,22 +88,17 @@ async def look_before(
     before = {}
     for cluster in clusters:
         template_id, now = online.get(cluster), status.get(cluster)
-        if template_id is None:
-            before[cluster] = Before(
-                pods=pods_of(now) or {},
-                generation=now.generation if now else None,
-                desired=now.desired if now else None,
-            )
-            continue
-        if any(same_id(template_id, each) for each in own):
-            before[cluster] = Before()
-            continue
-        if str(template_id) not in versions:
-            versions[str(template_id)] = await _version(platform, deployment, template_id)
+        if template_id is not None:
+            if any(same_id(template_id, each) for each in own):
+                before[cluster] = Before()
+                continue
+            if str(template_id) not in versions:
+                versions[str(template_id)] = await _version(platform, deployment, template_id)
+        pods = pods_of(now)
         before[cluster] = Before(
             template_id=template_id,
-            version=versions[str(template_id)],
-            pods=pods_of(now),
+            version=None if template_id is None else versions[str(template_id)],
+            pods={} if pods is None and template_id is None else pods,
             generation=now.generation if now else None,
             desired=now.desired if now else None,
         )

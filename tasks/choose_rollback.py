@@ -5,13 +5,13 @@ from collections.abc import AsyncIterator, Collection, Mapping
 from prefect.cache_policies import NO_CACHE
 
 from prefect_rollout.blocks import open_target
-from prefect_rollout.errors import ForeignTemplateError, NoPreviousTemplateError, TemplateNotFoundError
+from prefect_rollout.errors import NoPreviousTemplateError, TemplateNotFoundError
 from prefect_rollout.models import Chosen, Deployment, Id, Template, maker_of, same_id
 from prefect_rollout.platforms.port import Platform
 from prefect_rollout.records import known_here
 from prefect_rollout.revisions import Known, Revision, choose, shortened, taken_anyway
 from prefect_rollout.tasks.before import Before
-from prefect_rollout.tasks.get_template import Selected
+from prefect_rollout.tasks.get_template import Selected, belongs, foreign
 from prefect_rollout.tasks.step import run_logger, say, step
 from prefect_rollout.text import one_line
 
@@ -187,11 +187,8 @@ async def _candidates(
 
 async def _template(platform: Platform, deployment: Deployment, template_id: Id) -> Template:
     template = await platform.template(deployment, template_id)
-    if template.deployment_id is not None and not same_id(template.deployment_id, deployment.id):
-        raise ForeignTemplateError(
-            f"template {one_line(template_id, 120)} is not one of {one_line(deployment.name, 120)}'s",
-            template_id=template_id,
-        )
+    if not belongs(template, deployment):
+        raise foreign(template_id, deployment)
     return template
 
 

@@ -89,7 +89,8 @@ async def find_template(
     return Selected(template, taken_anyway(template.id, known[str(template.id)]))
 
 
-def _belongs(template: Template, deployment: Deployment) -> bool:
+def belongs(template: Template, deployment: Deployment) -> bool:
+    """Return whether a template is one of the deployment's, as far as it says."""
     return template.deployment_id is None or same_id(template.deployment_id, deployment.id)
 
 
@@ -98,7 +99,7 @@ async def _newest(platform: Platform, deployment: Deployment, release_id: str | 
     revisions: list[Revision] = []
     # Not the first of the answer: a platform may sort otherwise, or not at all.
     async for template in platform.templates(deployment):
-        if not _belongs(template, deployment) or (release_id is not None and marked(template, release_id)):
+        if not belongs(template, deployment) or (release_id is not None and marked(template, release_id)):
             continue
         revisions.append(Revision(template.id, maker_of(template)))
         if newest is None or newest_first(template.id) > newest_first(newest.id):
@@ -131,13 +132,18 @@ async def _released(platform: Platform, deployment: Deployment, revisions: list[
 
 async def _by_id(platform: Platform, deployment: Deployment, template_id: Id) -> Template:
     async for template in platform.templates(deployment):
-        if same_id(template.id, template_id) and _belongs(template, deployment):
+        if same_id(template.id, template_id) and belongs(template, deployment):
             return template
     # Not among the deployment's own: either another deployment's, or nobody's.
     template = await platform.template(deployment, template_id)
     if not same_id(template.id, template_id):
         raise TemplateNotFoundError.named(template_id, (), f"of {one_line(deployment.name, 120)}")
-    raise ForeignTemplateError(
+    raise foreign(template_id, deployment)
+
+
+def foreign(template_id: Id, deployment: Deployment) -> ForeignTemplateError:
+    """Return the error of a template that is another deployment's."""
+    return ForeignTemplateError(
         f"template {one_line(template_id, 120)} is not one of {one_line(deployment.name, 120)}'s",
         template_id=template_id,
     )

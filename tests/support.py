@@ -135,6 +135,19 @@ PATIENT: dict[str, Any] = {**FAST, "lock_wait_seconds": 120}
 BAD_IMAGE = {"kind": "image_cannot_be_pulled"}
 
 
+def web(*behaviour: dict[str, Any]) -> dict[str, Any]:
+    """A scenario of `web` with a pod in c1 and two in c2; template 11, of r/web:2, is not online yet."""
+    deployment = {
+        "id": 1,
+        "name": "web",
+        "clusters": {"c1": 1, "c2": 2},
+        "templates": [{"id": 10, "image": "r/web:1"}, {"id": 11, "image": "r/web:2"}],
+        "online": {"c1": 10, "c2": 10},
+        "behaviour": list(behaviour),
+    }
+    return {"apps": [{"id": 1, "name": "shop", "deployments": [deployment]}]}
+
+
 def shop(count: int, behaviours: Mapping[int, Mapping[str, Any]] | None = None) -> dict[str, Any]:
     """A scenario of apps 1 to `count`, each with a deployment `web` whose template app*10 is online in c1."""
     return {

@@ -28,24 +28,11 @@ from prefect_rollout.flows import deploy_batch, deploy_latest_image, restart, ro
 from prefect_rollout.models import Outcome
 from prefect_rollout.progress import Progress, listening
 from prefect_rollout.report import render
-from support import BIN, FAST, Cloud, eventually, shop
+from support import BIN, FAST, Cloud, eventually, shop, web
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 WEB: dict[str, Any] = {"app_id": 1, "deployment": "web", "poll_seconds": 0.1, "poll_attempts": 100}
 SHORT: dict[str, Any] = {**WEB, "poll_attempts": 20}
-
-
-def web(*behaviour: dict[str, Any]) -> dict[str, Any]:
-    """A scenario of `web` with a pod in c1 and two in c2; template 11, of r/web:2, is not online yet."""
-    deployment = {
-        "id": 1,
-        "name": "web",
-        "clusters": {"c1": 1, "c2": 2},
-        "templates": [{"id": 10, "image": "r/web:1"}, {"id": 11, "image": "r/web:2"}],
-        "online": {"c1": 10, "c2": 10},
-        "behaviour": list(behaviour),
-    }
-    return {"apps": [{"id": 1, "name": "shop", "deployments": [deployment]}]}
 
 
 async def state_of(run_id: str) -> Any:

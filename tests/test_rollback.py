@@ -25,7 +25,7 @@ from prefect_rollout.models import Outcome
 from prefect_rollout.progress import Progress, listening
 from prefect_rollout.tasks import check_deployment, choose_rollback
 from prefect_rollout.tasks.before import Before
-from support import Cloud
+from support import Cloud, web
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 FAST: dict[str, Any] = {"app_id": 3290, "poll_seconds": 0.1, "poll_attempts": 100}
@@ -43,15 +43,7 @@ def writes(cloud: Cloud) -> list[str]:
 
 def two_clusters(**behaviour: Any) -> dict[str, Any]:
     """A scenario of `web` in c1 and c2, whose template 11 behaves so."""
-    deployment = {
-        "id": 1,
-        "name": "web",
-        "clusters": {"c1": 1, "c2": 2},
-        "templates": [{"id": 10, "image": "r/web:1"}, {"id": 11, "image": "r/web:2"}],
-        "online": {"c1": 10, "c2": 10},
-        "behaviour": [{"images": "web:2", **behaviour}] if behaviour else [],
-    }
-    return {"apps": [{"id": 1, "name": "shop", "deployments": [deployment]}]}
+    return web({"images": "web:2", **behaviour}) if behaviour else web()
 
 
 WEB: dict[str, Any] = {**SHORT, "app_id": 1, "deployment": "web"}

@@ -44,7 +44,7 @@ def kept(desired: int | None, pods: Mapping[str, str | None] | None, meta: int) 
         return Replicas(desired, "" if desired == meta else f"{desired} pods stay, the metaData says {meta}")
     if listed := lasting((pods or {}).values()):
         return Replicas(listed, f"{_UNREPORTED}: {listed} are assumed, as so many are listed", assumed=True)
-    return Replicas(meta, f"{_UNREPORTED}: {meta} are assumed, as the metaData says", assumed=True)
+    return now(desired, meta)
 
 
 def released(desired: int | None, pods: Mapping[str, str | None] | None, meta: int) -> Replicas:

@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple, Self
 from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from prefect_rollout.models import Id, same_id
-from prefect_rollout.text import one_line
+from prefect_rollout.text import one_line, when
 
 Event = Literal["ready", "failed", "left"]
 """What became of a revision in a cluster: all its pods were ready, they did not get ready, or a rollback
@@ -143,7 +143,7 @@ def _said(past: Past, entry: Entry | None, *, made_here: bool, back: bool) -> _S
     if entry is None or (entry.event == "left" and back):
         return None
     what = "it was rolled back on" if entry.event == "left" else "a rollback to it failed on"
-    return _Said(entry.at, f"{what} {moment(entry.at)}", made_here)
+    return _Said(entry.at, f"{what} {when(entry.at)}", made_here)
 
 
 _ENDS = {"FAILED": "failed", "CRASHED": "crashed", "CANCELLED": "was cancelled"}
@@ -154,7 +154,7 @@ def _of_release(past: Past) -> tuple[datetime, str]:
     if past.state == "COMPLETED":
         return past.at, ""
     if past.state in _ENDS:
-        return past.at, f"its release {_ENDS[past.state]} on {moment(past.at)}"
+        return past.at, f"its release {_ENDS[past.state]} on {when(past.at)}"
     return datetime.max.replace(tzinfo=UTC), f"its release, {one_line(past.name, 80)}, is still under way"
 
 
@@ -232,8 +232,3 @@ def unknown_words(revisions: Sequence[Id]) -> str:
         f"{'it counts' if one else 'they count'} as released, and nothing more is known of "
         f"{'it' if one else 'them'}."
     )
-
-
-def moment(at: datetime) -> str:
-    """Such as `2026-11-26 10:12 UTC`."""
-    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M} UTC"

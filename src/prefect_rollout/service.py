@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING
 import httpx
 from filelock import FileLock, Timeout
 
-from prefect_rollout import local_server, prefect_api
+from prefect_rollout import local_server, prefect_api, sockets
+from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.local import (
     ENDPOINT,
     PASSWORD,
@@ -226,19 +227,9 @@ def listen(home: Path) -> socket.socket:
     with suppress(OSError, ValueError):
         before = int((home / _PORT).read_text(encoding="ascii"))
     for port in (before, 0):
-        with suppress(OSError, OverflowError):
-            listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-            try:
-                if sys.platform == "win32":  # where another program may otherwise share the port
-                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-                else:
-                    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                listener.bind(("127.0.0.1", port))
-                # At once: until then, another program can bind the port as well.
-                listener.listen(2048)
-            except (OSError, OverflowError):
-                listener.close()
-                raise
+        # It listens at once: until then, another program can bind the port as well.
+        with suppress(ConfigurationError):
+            listener = sockets.listen("127.0.0.1", port)
             (home / _PORT).write_text(str(listener.getsockname()[1]), encoding="ascii")
             return listener
     raise RuntimeError("no port is free")

@@ -86,10 +86,14 @@ def local_service() -> "LocalServiceSettings":
     return _read(LocalServiceSettings)
 
 
-class RetrySettings(BaseSettings):
-    """How the steps retry: `PREFECT_ROLLOUT_RETRIES` and so on, read when the tasks are imported."""
+class _Settings(BaseSettings):
+    """Settings of this package; an empty variable counts as unset."""
 
     model_config = SettingsConfigDict(env_prefix="PREFECT_ROLLOUT_", env_ignore_empty=True, extra="ignore")
+
+
+class RetrySettings(_Settings):
+    """How the steps retry: `PREFECT_ROLLOUT_RETRIES` and so on, read when the tasks are imported."""
 
     retries: int = Field(default=5, ge=0, le=20, description="Tries after the first.")
     retry_delay_seconds: float = Field(
@@ -100,10 +104,8 @@ class RetrySettings(BaseSettings):
     )
 
 
-class LivenessSettings(BaseSettings):
+class LivenessSettings(_Settings):
     """How often a release tells Prefect that it lives: `PREFECT_ROLLOUT_HEARTBEAT_SECONDS`."""
-
-    model_config = SettingsConfigDict(env_prefix="PREFECT_ROLLOUT_", env_ignore_empty=True, extra="ignore")
 
     heartbeat_seconds: float = Field(
         default=20,
@@ -113,10 +115,8 @@ class LivenessSettings(BaseSettings):
     )
 
 
-class BatchSettings(BaseSettings):
+class BatchSettings(_Settings):
     """How hard a batch leans on the Prefect API: `PREFECT_ROLLOUT_API_TURNS`."""
-
-    model_config = SettingsConfigDict(env_prefix="PREFECT_ROLLOUT_", env_ignore_empty=True, extra="ignore")
 
     api_turns: int = Field(
         default=6,
@@ -127,10 +127,8 @@ class BatchSettings(BaseSettings):
     )
 
 
-class LocalServiceSettings(BaseSettings):
+class LocalServiceSettings(_Settings):
     """How long the local service stays: `PREFECT_ROLLOUT_LINGER_SECONDS`."""
-
-    model_config = SettingsConfigDict(env_prefix="PREFECT_ROLLOUT_", env_ignore_empty=True, extra="ignore")
 
     linger_seconds: float = Field(
         default=60,

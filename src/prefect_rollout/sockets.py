@@ -1,8 +1,8 @@
 """Sockets that servers of this package listen on."""
 
 import contextlib
-import os
 import socket
+import sys
 
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.text import one_line
@@ -24,7 +24,9 @@ def listen(host: str, port: int) -> socket.socket:
             # With the protocol named, unlike in socket.create_server: asyncio turns Nagle's algorithm
             # off only for sockets that know they are TCP, and each answer would take 40 ms more.
             listener = undo.enter_context(socket.socket(family, kind, protocol))
-            if os.name == "posix":  # on Windows it would let two programs share the port
+            if sys.platform == "win32":  # another program may share the port otherwise
+                listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
+            else:
                 listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
             listener.listen(2048)
