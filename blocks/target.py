@@ -19,7 +19,7 @@ from prefect_rollout.platforms.port import Platform
 from prefect_rollout.text import one_line
 
 VARIABLES = "environment variables"
-"""What is shown in place of a block's name where environment variables describe the platform."""
+"""Shown in place of a block's name if environment variables describe the platform."""
 
 
 class TargetBlock(CredentialsBlock, ABC):
@@ -66,7 +66,7 @@ class TargetBlock(CredentialsBlock, ABC):
 
     @property
     def registries(self) -> list[str]:
-        """The patterns of images that the block's own registry stands for."""
+        """Patterns of the images in the block's own registry."""
         return []
 
     def environment_says(self) -> str:
@@ -93,7 +93,7 @@ def target_of_environment() -> TargetBlock | None:
 
 
 class Chosen(NamedTuple):
-    """What a target stands for.
+    """The block that a target means, and its name.
 
     Attributes:
         block: gives clients of the platform.
@@ -110,7 +110,7 @@ class Chosen(NamedTuple):
 
 
 async def choose_target(target: str) -> Chosen:
-    """Return what a target stands for.
+    """Return the block that a target means.
 
     A name is the block of that name. `environment` is what the environment variables describe. Empty is the
     saved block `container-cloud/default`, or else the environment variables, unless the two are at odds.
@@ -180,7 +180,7 @@ def _variables() -> str:
 
 
 async def load_target(target: str) -> TargetBlock:
-    """Return the block that a target stands for; see `choose_target`."""
+    """Return the block that a target means; see `choose_target`."""
     return (await choose_target(target)).block
 
 
@@ -216,7 +216,7 @@ async def open_target(target: str) -> AsyncIterator[Platform]:
 
 
 async def opened_as(target: str) -> Chosen:
-    """Return what a target stands for: what it is open as, or else what it would be opened as.
+    """Return the block that a target is open as, or would be opened as.
 
     Raises:
         ConfigurationError: see `choose_target`.

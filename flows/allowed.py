@@ -1,4 +1,4 @@
-"""Whether a run may release its images, by its target's block and by the MCP server that started it."""
+"""Checks the images of a run against its target's block and the MCP server that started it."""
 
 from collections.abc import Mapping
 

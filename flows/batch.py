@@ -158,7 +158,7 @@ async def _conduct(request: BatchRequest) -> BatchResult:
     except RolloutError as error:
         if standing is Standing.TAKEN_OVER:
             raise Abort(f"another process goes on with this run: {error}") from error
-        error.batch = result  # be it that the batch had not begun
+        error.batch = result  # even if the batch had not begun
         if name := _name_of_end(error, result, standing):
             return _as(Cancelled(data=error, message=str(error), name=name))
         raise

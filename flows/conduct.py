@@ -481,7 +481,7 @@ class Run:
             }
             back = move.model_copy(update=update).expected(baseline)
             expected.append(back.model_copy(update={"mixed": old is None}))
-        if problems:  # be it that the last cluster went well
+        if problems:  # even if the last cluster went well
             tell(Progress(ROLL_BACK, "failed", "; ".join(problems)))
         if expected and (failed_watch := await self._watch_back(expected)):
             problems.append(failed_watch.problem)
@@ -494,14 +494,14 @@ class Run:
             raise failed from failure
 
     def _touched(self, move: Move) -> bool:
-        """Whether a rollback has to write to the cluster: not if somebody else's release is online by now."""
+        """Return whether a rollback has to write to the cluster: not if another release is online now."""
         cluster = self._cluster(move.cluster)
         ours = {str(move.template_id), str(move.before.template_id)}
         others = cluster.online_known and str(cluster.online) not in ours
         return cluster.published is not False and not others
 
     async def _ways_back(self, moves: Sequence[Move]) -> dict[str, Id]:
-        """What each cluster goes back to; clusters in which nothing was online before are left out."""
+        """Return the template that each cluster goes back to, without clusters that had nothing online."""
         back = [move for move in moves if move.before.template_id is not None]
         before = {move.cluster: move.before for move in back}
         if not back:
@@ -557,7 +557,7 @@ class Run:
 
 
 class Steps:
-    """How far the steps of a run have come; its result keeps what they took, and which failed."""
+    """Progress of a run's steps; the result keeps their seconds and which of them failed."""
 
     def __init__(self, result: ReleaseResult) -> None:
         self._result = result
@@ -674,7 +674,7 @@ async def _failed(
 ) -> ReleaseResult:
     """End a run with `error`: raise it, or return what has the run end as Cancelled or Rejected."""
     if standing is Standing.TAKEN_OVER:
-        # Neither a state nor a report of this process may stand over its successor's.
+        # Neither a state nor a report of this process may replace its successor's.
         raise Abort(f"another process goes on with this run: {error}") from error
     error.result = result
     if standing is Standing.CANCELLING:

@@ -93,7 +93,7 @@ class Cloud:
         }
 
     def control(self, method: str, path: str, **options: Any) -> Any:
-        # Without `verify=False`, each request would read the system's authorities anew, for no TLS at all.
+        # Without `verify=False`, each request would read the system's authorities again, without any TLS.
         answer = httpx.request(method, f"{self.url}/_control/{path}", timeout=30, verify=False, **options)
         answer.raise_for_status()
         return answer.json()

@@ -1,4 +1,4 @@
-"""What a run leaves behind that is stopped, and whether a retry of one is offered."""
+"""Stopped runs: the state that they leave, and the offer of a retry."""
 
 from typing import Any
 from uuid import uuid4

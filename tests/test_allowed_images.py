@@ -1,4 +1,4 @@
-"""Where images may come from: what a block allows everybody, and an MCP server its clients."""
+"""Allowed sources of images: by a block for everybody, by an MCP server for its clients."""
 
 from collections.abc import AsyncIterator
 from typing import Any

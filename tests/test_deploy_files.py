@@ -1,4 +1,4 @@
-"""What `deploy/` and `compose.yaml` start has no right, no secret and no way that it does not need."""
+"""Processes of `deploy/` and `compose.yaml` have no right, secret or route that they do not need."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""How releases end that were scaled before, saw no pods, were rolled back in vain, or were stopped."""
+"""Endings of releases that were scaled before, saw no pods, were rolled back in vain, or were stopped."""
 
 import asyncio
 import json

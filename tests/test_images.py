@@ -1,4 +1,4 @@
-"""What is no image reference is refused on every entrance, before anything is asked of the cloud."""
+"""Invalid image references are refused on every entrance, before anything is asked of the cloud."""
 
 import json
 import os

@@ -193,7 +193,7 @@ async def test_a_release_killed_at_any_exchange_goes_on_and_writes_once(
     write that took effect is not sent again. The complete walk has all of both.
     """
     clouds = [make_cloud(SPEED) for _ in range(AT_ONCE)]
-    clean = await exchanges(clouds[-1])  # whose address stands in the environment
+    clean = await exchanges(clouds[-1])  # whose address is in the environment
     assert {each.call for each in clean if each.writes} == {"upgrade", "publish"}
     ends = {each.step: each for each in clean}.values()
     cells = [(each, False, True) for each in clean if complete or each in ends]

@@ -1,6 +1,6 @@
-"""What programs and people rely on, pinned: whatever changes in it is a decision that CHANGELOG names.
+"""Pins the interfaces of programs and people: CHANGELOG names each change.
 
-`python tests/test_pinned.py` writes `data/pinned.json` anew.
+`python tests/test_pinned.py` renews `data/pinned.json`.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""What a terminal of 80 columns, or a pipe, shows of a release that fails."""
+"""The output of a failing release on a terminal of 80 columns and on a pipe."""
 
 import io
 import re

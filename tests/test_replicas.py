@@ -1,4 +1,4 @@
-"""How many pods a cluster has to have: the platform's desired number counts, and what is assumed is said."""
+"""The number of pods of a cluster: the platform's desired number counts, and assumptions are named."""
 
 import asyncio
 from typing import Any

@@ -156,7 +156,7 @@ def test_the_last_word_about_a_revision_wins(pasts: list[Past], why: dict[str, s
 def test_what_a_rollback_left_and_what_is_online_again_was_published_past_this_tool() -> None:
     assert not known_of(Revision(7, MADE), [GOOD, BACK], {"c1": 6})["c1"].released
     assert known_of(Revision(7, MADE), [GOOD, BACK], {"c1": "7"})["c1"].released
-    # That it failed stands.
+    # It still counts as failed.
     failed = past(MADE, "FAILED", 0, clusters="c1")
     assert not known_of(Revision(7, MADE), [failed, BACK], {"c1": 7})["c1"].released
 

@@ -1,4 +1,4 @@
-"""What nobody should learn or evade by the way: names, locks, values of templates, who asks."""
+"""Smaller doors: names, locks, values of templates, who asks."""
 
 import asyncio
 from collections.abc import AsyncIterator

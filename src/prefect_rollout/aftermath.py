@@ -1,4 +1,4 @@
-"""What a run that is stopped leaves in the cloud, which goes on by itself. Pure: result in, words out."""
+"""Words for what a stopped run leaves in the cloud, which continues by itself. Pure: result in, words out."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +11,7 @@ _MOST = 5
 
 
 class Aftermath(NamedTuple):
-    """What a run leaves behind.
+    """The state that a stopped run leaves.
 
     Attributes:
         left: what the cloud has, and does with it, as a clause.
@@ -57,7 +57,7 @@ def aftermath(result: ReleaseResult, *, done: bool = False) -> Aftermath:
 
 
 def _written(action: Action, cluster: ClusterResult) -> str:
-    """What was written to a cluster, without its name."""
+    """Return the write to a cluster in words, without the cluster's name."""
     if action is Action.RESTART:
         return _surely("the restart was asked for in", cluster)
     if action is Action.SCALE:

@@ -159,7 +159,7 @@ class BatchResult(BaseModel):
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left that a retry of the batch could do."""
+        """True if nothing is left that a retry of the batch could do."""
         return self.dry_run or self.outcome is Outcome.RELEASED
 
     @property

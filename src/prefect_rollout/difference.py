@@ -48,7 +48,7 @@ class Found:
         pods: pods that are listed; `None` where that is unknown.
         replicas: replicas wanted.
         desired: pods that the platform was asked for before, where it reports that.
-        assumed: whether `replicas` stands in for a number that the platform does not report.
+        assumed: whether `replicas` replaces a number that the platform does not report.
         note: what a person has to know of the replicas, as a clause.
     """
 
@@ -434,7 +434,7 @@ def _either(*leaves: Leaf) -> Leaf:
 
 @dataclass(frozen=True)
 class _Named:
-    """A list whose entries are told apart by one of their fields, wherever they stand.
+    """A list whose entries are identified by one of their fields, in any order.
 
     `shown` says whether that field names the entry in a path; else its place in the list does.
     """

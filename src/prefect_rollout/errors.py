@@ -133,18 +133,18 @@ class RolloutError(Exception):
 
     @property
     def may_pass(self) -> bool:
-        """Whether the cause can pass, or be removed, while what was asked stays the same."""
+        """True if the cause can pass, or be removed, while the request stays the same."""
         return self.passes
 
     @property
     def retry_helps(self) -> bool:
-        """Whether a retry of the run that this error ended can end otherwise."""
+        """True if a retry of the run that this error ended can end otherwise."""
         run = self.batch or self.result
         return run is not None and not run.over and self.may_pass
 
     @property
     def next_step(self) -> str:
-        """What to do with the run itself, as a sentence; empty where there is nothing to do with it."""
+        """The next action for the run itself, as a sentence; empty if there is none."""
         if self.retry_helps:
             return "Retry the run to continue where it stopped."
         over = self.result is not None and self.result.rolled_back
@@ -243,7 +243,7 @@ class ConfigurationError(RolloutError):
 
     @property
     def may_pass(self) -> bool:
-        """Whether nothing is misconfigured: the Prefect API did not answer."""
+        """True if nothing is misconfigured: the Prefect API did not answer."""
         return self.retryable or bool(self.data.get("prefect_api"))
 
 
@@ -360,7 +360,7 @@ class PlatformError(RolloutError):
 
     @property
     def may_pass(self) -> bool:
-        """Whether the platform may answer otherwise, or stopped a run that was half done."""
+        """True if the platform may answer otherwise, or stopped a run that was half done."""
         return self.passes or self.retryable or (self.result is not None and self.result.wrote)
 
 
@@ -401,7 +401,7 @@ class ConflictError(PlatformError):
 
     @property
     def may_pass(self) -> bool:
-        """Whether it is the publish of another that ends by itself, and not one that has followed."""
+        """True if another publish is running, which ends by itself, and none has followed."""
         return self.retryable
 
 
@@ -507,7 +507,7 @@ class BatchFailedError(RolloutError):
 
     @property
     def may_pass(self) -> bool:
-        """Whether any of its releases can end otherwise."""
+        """True if any of its releases can end otherwise."""
         return self.batch is not None and any(row.may_pass for row in self.batch.releases)
 
 
@@ -542,7 +542,7 @@ class ReleaseFailedError(ReleaseError):
 
     @property
     def may_pass(self) -> bool:
-        """Whether the cause can be removed: the name of an image in a template cannot be."""
+        """True if the cause can be removed: the name of an image in a template cannot be."""
         return self.diagnosis.category is not Category.INVALID_IMAGE_NAME
 
 
@@ -569,7 +569,7 @@ class RollbackFailedError(ReleaseError):
 
     @property
     def diagnosis(self) -> Diagnosis:
-        """What is wrong with the rollback; of the release, `cause` says it."""
+        """The diagnosis of the rollback; `cause` has the release's."""
         return self.found or super().diagnosis
 
     @property
@@ -602,5 +602,5 @@ class NotApprovedError(ReleaseCancelledError):
 
     @property
     def may_pass(self) -> bool:
-        """Whether somebody can be asked again: who has answered is not."""
+        """True if somebody can be asked again: whoever has answered is not."""
         return not self.rejected and "refused" not in self.data

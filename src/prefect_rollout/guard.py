@@ -72,7 +72,7 @@ ENDS = "its process was told to end"
 """Why a run stops that nobody cancelled."""
 
 stopped: deque[RolloutError] = deque(maxlen=1)
-"""What the last run said that was stopped: for a command whose event loop ends with it."""
+"""Errors of the runs that were stopped, for a command whose event loop ends with them."""
 
 NO_ANSWER = (httpx.HTTPError, PrefectException, ValueError)
 """What Prefect's client raises where its API does not answer, or not as it should."""
@@ -91,7 +91,7 @@ BATCH_TAG = "batch:"
 """How the tag begins that a batch's releases have: its run's id follows."""
 
 INHERITED = (ALLOW, UNLISTED)
-"""How the tags of a batch's run begin that its releases have, too."""
+"""Prefixes of the tags that a batch's run passes on to its releases."""
 
 ROLLED_BACK = "rollout.rolled-back"
 """Label of a flow run that began to undo what it had published: it is not gone on with."""

@@ -79,14 +79,14 @@ def usable_image(text: str) -> str:
 
 
 def is_reference(text: str) -> bool:
-    """Whether a kubelet would try to pull `text`."""
+    """Return whether a kubelet would try to pull `text`."""
     return not _cause(text)
 
 
 # ---- what is allowed ----------------------------------------------------------------------------
 
 ALLOW = "allow-image:"
-"""How the tags of a flow run begin that name a pattern of images that it may release."""
+"""Prefix of the tags of a flow run that name a pattern of images that it may release."""
 
 RAN_BEFORE = "(ran before)"
 """In place of a pattern: the registries and namespaces of the images that a deployment ran before."""
@@ -120,7 +120,7 @@ def registry_patterns(registry_url: str | None) -> list[str]:
 
 
 def allows(patterns: Iterable[str], image: str) -> bool:
-    """Whether an image is of a repository that a pattern names, or of one below it.
+    """Return whether an image is of a repository that a pattern names, or of one below it.
 
     Args:
         patterns: as `usable_pattern` returns them; none allows nothing.

@@ -30,7 +30,7 @@ HOME = Path.home() / ".prefect-rollout" / "local"
 """Folder of the service: its database, results, password and logs."""
 
 START_SECONDS = 300.0
-"""How long a first start may take, which migrates a new database, on a busy machine."""
+"""Seconds that a first start may take, which migrates a new database, on a busy machine."""
 
 PASSWORD = "password"  # noqa: S105 - the name of a file
 """File in `HOME` with the server's password, which is valid for one run of the service."""

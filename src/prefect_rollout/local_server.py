@@ -88,7 +88,7 @@ def _end_with_the_service(server: "uvicorn.Server") -> None:
 
 
 def main() -> None:
-    """Serve until the service ends, or this process is told to."""
+    """Serve until the service ends, or this process is interrupted."""
     listener = _handed_over()
     import uvicorn
     from prefect.server.api.server import create_app

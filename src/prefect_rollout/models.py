@@ -453,7 +453,7 @@ def _image(value: str) -> str:
         raise PydanticCustomError("image", "{problem}", {"problem": str(error)}) from None
 
 
-# The schema keeps a pattern for forms; a person is told the likely cause.
+# The schema keeps a pattern for forms; the error names the likely cause.
 Image = Annotated[
     str,
     Field(max_length=2000, json_schema_extra={"pattern": r"^\S+$", "minLength": 1}),
@@ -733,7 +733,7 @@ class Change(BaseModel):
 
 
 class Procedure(BaseModel):
-    """How a release proceeds, as far as that decides what is written. Polling is not part of it."""
+    """The order, canary, pause, failure policy and approval of a release. Polling is not part of it."""
 
     order: Order = "together"
     canary: str | None = None
@@ -866,17 +866,17 @@ class ReleaseResult(BaseModel):
 
     @property
     def wrote(self) -> bool:
-        """Whether any cluster was written to, or may have been."""
+        """True if any cluster was written to, or may have been."""
         return any(cluster.published is not False for cluster in self.clusters)
 
     @property
     def rolled_back(self) -> bool:
-        """Whether a rollback was tried, be it that it failed: such a run is not continued."""
+        """True if a rollback was tried, even if it failed: such a run is not continued."""
         return any(cluster.rolled_back is not None for cluster in self.clusters)
 
     @property
     def over(self) -> bool:
-        """Whether nothing is left that a retry of the run could do."""
+        """True if nothing is left that a retry of the run could do."""
         return self.dry_run or self.rolled_back or self.outcome is Outcome.RELEASED
 
     @property

@@ -299,7 +299,7 @@ class Plan(Checked):
 
     @property
     def procedure(self) -> dict[str, Any]:
-        """How the batch proceeds, as far as that decides which release starts when, or at all."""
+        """The options that decide which release starts when, or at all."""
         return {
             "waves": [[release.wave, release.name, sorted(release.after)] for release in self.releases],
             "max_parallel": self.max_parallel,

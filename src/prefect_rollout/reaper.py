@@ -234,7 +234,7 @@ async def sweep(
 async def to_offer(client: PrefectClient) -> list[FlowRun]:
     """Return the killed releases that nobody was offered to go on with yet; they count as offered then.
 
-    The releases of a batch are left out: the batch goes on with them.
+    The releases of a batch are left out: the batch continues them.
     """
     crashed = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED])))
     found = [

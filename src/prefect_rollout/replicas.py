@@ -1,7 +1,7 @@
-"""How many pods a cluster has to have, and what is said of that number. Pure.
+"""The number of pods that a cluster has to have, and a note on it. Pure.
 
 The platform's own desired number is what counts for what runs; the metaData's is what a release writes.
-Where the platform does not report its own, what stands in for it is said.
+If the platform does not report its own, the note says what replaces it.
 """
 
 from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ class Replicas(NamedTuple):
     Attributes:
         number: the number.
         note: what a person has to know of it, as a clause; empty where nothing is special.
-        assumed: whether the count stands in for one that the platform does not report.
+        assumed: whether the number replaces one that the platform does not report.
     """
 
     number: int

@@ -16,7 +16,7 @@ from prefect_rollout.models import Id, same_id
 from prefect_rollout.text import one_line, when
 
 Event = Literal["ready", "failed", "left"]
-"""What became of a revision in a cluster: all its pods were ready, they did not get ready, or a rollback
+"""The last event of a revision in a cluster: all its pods were ready, they did not get ready, or a rollback
 moved the cluster to another revision."""
 
 
@@ -28,7 +28,7 @@ class Entry(BaseModel):
 
 
 class Record(BaseModel):
-    """What a flow run recorded: where it runs, and the last event of each revision in each cluster.
+    """The record of a flow run: its place, and the last event of each revision in each cluster.
 
     Attributes:
         platform: `Platform.identity`.
@@ -66,7 +66,7 @@ class Revision(NamedTuple):
 
 
 class Past(NamedTuple):
-    """A flow run of ours: how it stands, and what it recorded.
+    """A flow run of ours: its state and its record.
 
     Attributes:
         state: Prefect's type of its state, such as `FAILED`.
@@ -81,7 +81,7 @@ class Past(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What is known of a revision in a cluster.
+    """The knowledge about a revision in a cluster.
 
     Attributes:
         released: whether it counts as released there now.
@@ -128,7 +128,7 @@ def known_of(revision: Revision, pasts: Iterable[Past], online: Mapping[str, Id 
 
 
 class _Said(NamedTuple):
-    """What one run says of a revision in a cluster."""
+    """The word of one run on a revision in a cluster."""
 
     at: datetime
     why: str
@@ -150,7 +150,7 @@ _ENDS = {"FAILED": "failed", "CRASHED": "crashed", "CANCELLED": "was cancelled"}
 
 
 def _of_release(past: Past) -> tuple[datetime, str]:
-    """When and how the run ended that made a revision; a run that goes on has the last word."""
+    """Return when and how the run ended that made a revision; a running one has the last word."""
     if past.state == "COMPLETED":
         return past.at, ""
     if past.state in _ENDS:

@@ -128,7 +128,7 @@ class BatchSettings(_Settings):
 
 
 class LocalServiceSettings(_Settings):
-    """How long the local service stays: `PREFECT_ROLLOUT_LINGER_SECONDS`."""
+    """Seconds that the local service stays: `PREFECT_ROLLOUT_LINGER_SECONDS`."""
 
     linger_seconds: float = Field(
         default=60,

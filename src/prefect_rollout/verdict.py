@@ -392,7 +392,7 @@ def _standing(status: ClusterStatus, expected: Expected) -> list[Pod]:
 
 
 def _is_new(pod: Pod, expected: Expected) -> bool | None:
-    """Whether the pod is one of what was published; `None` where that cannot be told."""
+    """Return whether the pod is of the published revision; `None` if that is unknown."""
     replaces = expected.restarted and not expected.in_place
     if pod.template_id is not None:
         labelled = same_id(pod.template_id, expected.template_id)

@@ -28,7 +28,7 @@ def _allow(variable: str, told: str) -> Parameter:
 @Parameter(name="*")
 @dataclass(kw_only=True)
 class Allowing:
-    """What MCP clients may ask for. Patterns may hold `*`; none given allows all, images excepted."""
+    """Limits of MCP clients. Patterns may hold `*`; without any, all is allowed, images excepted."""
 
     read_only: Annotated[
         bool,

@@ -1,4 +1,4 @@
-"""What a client may ask for: writes or not, and of which apps, deployments, clusters and images. Pure."""
+"""Limits of a client: writes or not, and which apps, deployments, clusters and images. Pure."""
 
 import re
 from collections.abc import Collection, Mapping
@@ -32,7 +32,7 @@ class Permits:
 
     @property
     def restrict(self) -> bool:
-        """Whether anything but images is not allowed to be named."""
+        """True if anything but images is restricted."""
         return bool(self.apps or self.deployments or self.clusters or self.targets)
 
     def tags(self, registry_url: str | None) -> list[str]:

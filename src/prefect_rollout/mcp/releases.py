@@ -315,7 +315,7 @@ async def look(api: Api, found: Found, *, live: bool = True) -> answers.Release:
 
 
 async def _unbegun(api: Api, run: FlowRun) -> str:
-    """What Prefect does not say of a run that it cancelled by itself, as nothing of it was running."""
+    """The verdict on a run that Prefect cancelled by itself, because no process ran it."""
     if run.run_count == 0:
         return "Cancelled before it began: nothing was written."
     with answering():

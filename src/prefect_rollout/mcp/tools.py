@@ -56,7 +56,7 @@ STOPS = ToolAnnotations(
 _PLAN_SECONDS = 45.0
 
 UNVERIFIED = "(unverified)"
-"""What ends the name of whoever asks over HTTP: a client calls itself what it likes."""
+"""Suffix of the name of whoever asks over HTTP: clients choose their names."""
 
 FlowRunId = Annotated[str, Field(description="Id of the release's flow run.")]
 WaitSeconds = Annotated[
