@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 import prefect.runtime
 import pytest
 from prefect import get_client
@@ -265,6 +266,24 @@ async def test_a_lease_is_renewed_by_its_own_length_however_long_the_next_are(
     assert time.monotonic() + 60 < holder._renew_at <= time.monotonic() + 300 / 4
     assert guard.cancel_all("enough")
     assert isinstance(await end(release), ReleaseCancelledError)
+
+
+async def test_an_answer_older_than_the_lock_is_no_sign_of_another_process(
+    cloud: Cloud, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = httpx.AsyncHTTPTransport.handle_async_request
+
+    async def late(transport: httpx.AsyncHTTPTransport, request: httpx.Request) -> httpx.Response:
+        answer = await send(transport, request)
+        if request.url.path.endswith("/flow_runs/filter"):
+            await answer.aread()
+            await asyncio.sleep(0.5)
+        return answer
+
+    monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", late)
+    result = await deploy_latest_image(**FAST, deployment="qapm-home")
+    assert result.outcome is Outcome.RELEASED
+    assert [entry.message for entry in caplog.records if "Not sure" in entry.message] == []
 
 
 # ---- cancel -------------------------------------------------------------------------------------

@@ -244,6 +244,7 @@ class Guard:
             raise
         # Only now: a lease that the run does not name yet would look like a successor's.
         self._lease = lease
+        self.known_from = time.monotonic()
 
     async def label(self, labels: Mapping[str, str], tags: Collection[str] = ()) -> None:
         """Labels the flow run, and adds the tags.
@@ -338,6 +339,7 @@ class Guard:
         run = await self.client.read_flow_run(self.run_id)
         if run.labels.get(_PROCESS) == this_process():
             self._tries = run.run_count
+            self.known_from = time.monotonic()
 
     async def beat(self) -> None:
         """Tells that the run lives."""
@@ -369,11 +371,17 @@ class Guard:
         # Not where it raises: the run is still paused then.
         await self._count_anew()
         self._paused = self.silent = False
-        self.known_from = time.monotonic()
         await self.safe_point()
 
-    async def look_after(self, run: FlowRun | None) -> None:
-        """Renews the lease and stops the flow where its run's state says so; `run` as it is now, if known."""
+    async def look_after(self, run: FlowRun | None, asked: float) -> None:
+        """Renew the lease, and stop the flow where its run's state says so.
+
+        Args:
+            run: as Prefect knows it, if it answered.
+            asked: when the question for it was sent, by `time.monotonic`.
+        """
+        if asked < self.known_from:
+            run = None
         try:
             if run is not None:
                 await self._mind(run)
@@ -607,18 +615,20 @@ class _Keeper:
             except Exception as error:  # noqa: BLE001 - whatever it is, the watch goes on
                 for guard in guards:
                     guard.worry(error)
-            fresh = {guard: runs.get(guard.run_id) for guard in guards if guard.known_from <= asked}
-            await asyncio.gather(*(self._look_after(guard, fresh.get(guard), room) for guard in guards))
+            looks = (self._look_after(guard, runs.get(guard.run_id), asked, room) for guard in guards)
+            await asyncio.gather(*looks)
             await asyncio.sleep(self._tick)
 
     @property
     def _tick(self) -> float:
         return min([_TICK_SECONDS, *self._guards.values()])
 
-    async def _look_after(self, guard: Guard, run: FlowRun | None, room: asyncio.Semaphore) -> None:
+    async def _look_after(
+        self, guard: Guard, run: FlowRun | None, asked: float, room: asyncio.Semaphore
+    ) -> None:
         async with room:
             if guard in self._guards:
-                await guard.look_after(run)
+                await guard.look_after(run, asked)
 
     @property
     def lease_seconds(self) -> float:
