@@ -262,7 +262,7 @@ async def test_a_lease_is_renewed_by_its_own_length_however_long_the_next_are(
     monkeypatch.setattr(guard, "LEASE_SECONDS", 300.0)  # as where hundreds have joined it since
     assert holder._renew_at <= time.monotonic() + 60 / 4
     holder._renew_at = 0
-    await holder.look_after(None)
+    await holder.look_after(None, time.monotonic())
     assert time.monotonic() + 60 < holder._renew_at <= time.monotonic() + 300 / 4
     assert guard.cancel_all("enough")
     assert isinstance(await end(release), ReleaseCancelledError)
