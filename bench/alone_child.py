@@ -14,8 +14,8 @@ from prefect import get_client
 from prefect.types.entrypoint import EntrypointType
 from rig import PREFECT, process
 
-from prefect_rollout.flow_runs import by_id
 from prefect_rollout.flows import deploy_latest_image
+from prefect_rollout.runs.flow_runs import by_id
 
 POOL = "alone"
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 from rig import Meter
 
-from prefect_rollout import local, prefect_api
+from prefect_rollout.execution import endpoint, prefect_api
 
 if TYPE_CHECKING:  # Prefect reads its settings when it is imported
     from prefect.client.schemas.objects import State
@@ -20,20 +20,20 @@ if TYPE_CHECKING:  # Prefect reads its settings when it is imported
 
 def main(count: int, home: Path) -> None:
     """Releases apps 1 to `count`, all in one wave, as many at once as a plan allows."""
-    prefect_api.isolate(home / local.PREFECT_HOME)
+    prefect_api.isolate(home / endpoint.PREFECT_HOME)
     asyncio.run(released(count, home))
 
 
 async def released(count: int, home: Path) -> None:
     """The same, once the server answers."""
-    async with prefect_api.reached(home):
+    async with prefect_api.connected(home):
         await measured(count)
 
 
 async def measured(count: int) -> None:
     """The same, with the server that is in use."""
+    from prefect_rollout.batch.plan import Plan
     from prefect_rollout.flows import deploy_batch
-    from prefect_rollout.plan import Plan
 
     plan = Plan.model_validate(
         {
@@ -47,7 +47,11 @@ async def measured(count: int) -> None:
     this = psutil.Process()
     watched = [
         this,
-        *(one for one in this.children(recursive=True) if "prefect_rollout.local_server" in one.cmdline()),
+        *(
+            one
+            for one in this.children(recursive=True)
+            if "prefect_rollout.execution.local_server" in one.cmdline()
+        ),
     ]
     memory, before, began = this.memory_info().rss, [_seconds(one) for one in watched], time.monotonic()
     with Meter(os.environ["K8S_API_URL"]).reading() as meter:

@@ -13,16 +13,16 @@ from typing import Any
 import httpx
 from rig import Cloud, Meter, Sent
 
-from prefect_rollout import local, prefect_api
-from prefect_rollout.platforms.signing import StarkHmacSigner
-from prefect_rollout.progress import Progress, listening
+from prefect_rollout.execution import endpoint, prefect_api
+from prefect_rollout.platforms.container_cloud.signing import StarkHmacSigner
+from prefect_rollout.release.progress import Progress, listening
 
 ARTICLE_TIMES = 3
 
 
 async def reached(home: Path, times: int, apps: list[str]) -> None:
     """The same, with a local server of its own."""
-    async with prefect_api.reached(home):
+    async with prefect_api.connected(home):
         await main(times, apps)
 
 
@@ -107,5 +107,5 @@ async def _seen(cloud: Cloud, app: str) -> float:
 
 if __name__ == "__main__":
     home = Path(sys.argv[1])
-    prefect_api.isolate(home / local.PREFECT_HOME)
+    prefect_api.isolate(home / endpoint.PREFECT_HOME)
     asyncio.run(reached(home, int(sys.argv[2]), sys.argv[3:]))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import httpx
 import psutil
 
-from prefect_rollout import prefect_api
+from prefect_rollout.execution import prefect_api
 
 BIN = Path(sys.executable).parent
 ROLLOUT, PREFECT = str(BIN / "prefect-rollout"), str(BIN / "prefect")
@@ -119,7 +119,12 @@ def served_prefect(folder: Path) -> Iterator[dict[str, str]]:
         "PREFECT_API_URL": f"http://127.0.0.1:{port}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
-    with process([PREFECT, "server", "start", "--host", "127.0.0.1", "--port", str(port)], variables, folder):
+    tuned = (
+        "from prefect_rollout.execution import sqlite_tuning; sqlite_tuning.install(); "
+        "from prefect.cli import app; app()"
+    )
+    start = [sys.executable, "-c", tuned, "server", "start", "--host", "127.0.0.1", "--port", str(port)]
+    with process(start, variables, folder):
         answering(f"{variables['PREFECT_API_URL']}/health")
         yield variables
 

@@ -19,7 +19,7 @@ from uuid import UUID
 from mcp import Client, StdioServerParameters
 from rig import PREFECT, ROLLOUT, Row, clean_environment, simulated, workplace
 
-from prefect_rollout import local
+from prefect_rollout.execution import endpoint
 
 SERVE = (
     "from prefect import serve; from prefect_rollout.flows import restart; "
@@ -51,7 +51,7 @@ async def _measure(times: int) -> list[Row]:
             while (await client.call_tool("list_releases", {})).is_error:
                 await asyncio.sleep(0.1)
             first = time.monotonic() - began
-            lease = await local.attach(folder / ".prefect-rollout" / "local")
+            lease = await endpoint.connect(folder / ".prefect-rollout" / "local")
             os.environ |= {
                 "PREFECT_API_URL": lease.address.api,
                 "PREFECT_API_AUTH_STRING": lease.address.password,

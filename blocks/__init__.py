@@ -1,4 +1,4 @@
-"""Credentials and targets of releases, and when releases may start, as Prefect blocks."""
+"""Prefect blocks: release targets with their credentials, and release windows."""
 
 from prefect_rollout.blocks.container_cloud import ContainerCloud
 from prefect_rollout.blocks.target import (

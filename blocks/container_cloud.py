@@ -20,30 +20,21 @@ from pydantic import (
 
 from prefect_rollout.blocks.target import TargetBlock
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.images import registry_patterns
-from prefect_rollout.models import first_mistake
-from prefect_rollout.platforms.container_cloud import ContainerCloudClient, PathTable, cloud_identity
+from prefect_rollout.ids import first_mistake
+from prefect_rollout.platforms.container_cloud.client import ContainerCloudClient
+from prefect_rollout.platforms.container_cloud.exchange import PathTable, cloud_identity
+from prefect_rollout.release.images import registry_patterns
 from prefect_rollout.settings import cloud_environment
 from prefect_rollout.text import address, one_line, shown_address, with_scheme
 
 Seconds = Annotated[float, Field(gt=0, le=3600)]
 
 
+_SIGNER = "prefect_rollout.platforms.container_cloud.signing:StarkHmacSigner"
+
+
 class ContainerCloud(TargetBlock):
     """Credentials and address of a 360 container cloud.
-
-    Attributes:
-        api_url: Address of the cloud's Open API.
-        key_id: Id of an API key.
-        secret_key: Secret of that key.
-        env: Environment that is sent with every request.
-        registry_url: Image registry, linked in reports.
-        ca_file: PEM file of certificates to trust instead of the system's.
-        connect_timeout_seconds: Seconds for a connection to be made.
-        request_timeout_seconds: Seconds for a whole exchange.
-        paths: Paths that differ from the contract's, by call.
-        signer: Import path of the class that signs requests.
-        allow_plain_http: Whether api_url may be http:// beyond this machine.
 
     Example:
         Load a saved block and read an app:
@@ -67,7 +58,7 @@ class ContainerCloud(TargetBlock):
 
     variables: ClassVar[str] = "K8S_KEY_ID and K8S_SECRET_KEY"
 
-    # A mistake in one field must not print the others, the secret among them.
+    # An error in one field must not print the other fields, such as the secret.
     model_config = ConfigDict(hide_input_in_errors=True)
 
     api_url: str = Field(
@@ -107,7 +98,7 @@ class ContainerCloud(TargetBlock):
         description='Paths that differ from the contract\'s, by call: {"app": "/v2/apps/{app_id}"}.',
     )
     signer: str = Field(
-        default="prefect_rollout.platforms.signing:StarkHmacSigner",
+        default=_SIGNER,
         title="Signer",
         description="Import path of the class that signs requests, as package.module:Class.",
     )
@@ -126,13 +117,19 @@ class ContainerCloud(TargetBlock):
         if any("\ud800" <= char <= "\udfff" for char in secret):
             raise ValueError("must be UTF-8 text")
         if info.field_name == "key_id" and not (secret.isascii() and secret.isprintable()):
-            raise ValueError("must be printable ASCII, as it stands in a header")
+            raise ValueError("must be printable ASCII, because it is sent in a header")
         return value
+
+    @field_validator("signer")
+    @classmethod
+    def _moved(cls, value: str) -> str:
+        """Replace the former import path of the default signer, which older saved blocks name."""
+        return _SIGNER if value == "prefect_rollout.platforms.signing:StarkHmacSigner" else value
 
     @field_validator("registry_url")
     @classmethod
     def _web_address(cls, value: str | None) -> str | None:
-        # It is linked in reports: javascript:, file: and the like have no place there, nor has a password.
+        # Reports link to it: reject javascript:, file: and the like, and passwords.
         if value and ("@" in value or not address(with_scheme(value))):
             raise ValueError(
                 "must be a host such as harbor.qihoo.net, or http:// or https:// with one, "
@@ -169,7 +166,7 @@ class ContainerCloud(TargetBlock):
 
     @classmethod
     def from_environment(cls) -> Self | None:
-        """The block that `K8S_KEY_ID`, `K8S_SECRET_KEY` and the rest of the article's variables make.
+        """Return the block that the article's `K8S_` variables describe; `None` if they have no key.
 
         Raises:
             ConfigurationError: only one half of the key is set, or a variable cannot be used.
@@ -190,16 +187,16 @@ class ContainerCloud(TargetBlock):
 
     @property
     def address(self) -> str:
-        """The address of the cloud."""
+        """Address of the cloud."""
         return address(self.api_url)
 
     @property
     def registries(self) -> list[str]:
-        """The pattern of the images in its registry."""
+        """Pattern of the images in the block's registry."""
         return registry_patterns(self.registry_url)
 
     def environment_says(self) -> str:
-        """Return which `K8S_` variables that are set are for another cloud, key or environment."""
+        """Return the `K8S_` variables that name another cloud, key or environment, as a clause."""
         given = cloud_environment()
         says = []
         if given.api_url and _place(given.api_url) != _place(self.api_url):
@@ -213,7 +210,7 @@ class ContainerCloud(TargetBlock):
         return ", ".join(says)
 
     def get_client(self, *_: Any, **__: Any) -> ContainerCloudClient:
-        """A client with a pool of connections of its own; close it, or use it in `async with`.
+        """Return a client with its own connection pool; close it, or use it in `async with`.
 
         Raises:
             ConfigurationError: the signer or the CA file cannot be loaded.
@@ -222,13 +219,13 @@ class ContainerCloud(TargetBlock):
         try:
             factory = TypeAdapter(ImportString[Any]).validate_python(self.signer)
             signer = factory(key_id=key_id, secret_key=secret_key, env=self.env)
-        except Exception as error:  # noqa: BLE001 - whatever a class of someone else's raises
+        except Exception as error:  # noqa: BLE001 - a third-party class may raise anything
             raise ConfigurationError(
                 f"signer: {self.signer!r} cannot be imported and called with key_id, secret_key and env: "
                 f"{type(error).__name__}",
                 advice="Name a class as package.module:Class that is installed where releases run.",
                 field="signer",
-            ) from None  # its own text may hold the key
+            ) from None  # the original message may contain the key
         if not isinstance(signer, httpx.Auth):
             raise ConfigurationError(
                 f"signer: {self.signer!r} does not make an httpx.Auth",

@@ -1,4 +1,4 @@
-"""How a block of ours is had from the Prefect API, and what it is called when that fails."""
+"""Loading of this package's blocks from the Prefect API."""
 
 from typing import TypeVar
 
@@ -8,34 +8,34 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from pydantic import ValidationError
 
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.models import first_mistake
+from prefect_rollout.ids import first_mistake
 from prefect_rollout.text import one_line
 
 B = TypeVar("B", bound=Block)
 
 
 async def load(kind: type[B], name: str, *, field: str) -> B | None:
-    """The block document of that kind and name; `None` where nobody saved one.
+    """Load a saved block; return `None` if it does not exist.
 
     Args:
         kind: the block's class.
-        name: the document's name.
-        field: what named it, told by the errors.
+        name: name of the block document.
+        field: parameter that names the block, for error messages.
 
     Raises:
-        ConfigurationError: it cannot be used, or (retryable) the Prefect API did not give it.
+        ConfigurationError: the block cannot be used, or (retryable) the Prefect API did not return it.
     """
     block = f"{kind.get_block_type_slug()}/{one_line(name, 120)}"
     try:
         return await kind.aload(name)
-    except RuntimeError as error:  # Prefect's word for a block that does not fit its type
+    except RuntimeError as error:  # raised by Prefect if a block does not fit its type
         mistake = error.__cause__
         what = first_mistake(mistake) if isinstance(mistake, ValidationError) else "it cannot be loaded"
         raise ConfigurationError(
             f"{field}: the block {block} cannot be used: {what}", field=field
-        ) from None  # Prefect's own text would show what the block holds
+        ) from None  # Prefect's message shows the block's values
     except (httpx.TransportError, PrefectHTTPStatusError, ValueError) as error:
-        # Any other ValueError is of an answer that could not be read, and says nothing of the block.
+        # Any other ValueError means an unreadable response, not a problem of the block.
         if isinstance(error.__cause__, ObjectNotFound):
             return None
         raise ConfigurationError(

@@ -1,4 +1,4 @@
-"""What any block is that a release can name as its target, and how a step gets at its platform."""
+"""Release targets: blocks with the address and credentials of a platform."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -13,25 +13,21 @@ from pydantic import Field, field_validator
 
 from prefect_rollout.blocks.load import load
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.images import usable_pattern
-from prefect_rollout.models import DEFAULT_TARGET, ENVIRONMENT, cloud_words
 from prefect_rollout.platforms.port import Platform
+from prefect_rollout.release.images import usable_pattern
+from prefect_rollout.release.request import DEFAULT_TARGET, ENVIRONMENT
+from prefect_rollout.release.result import cloud_words
 from prefect_rollout.text import one_line
 
 VARIABLES = "environment variables"
-"""Shown in place of a block's name if environment variables describe the platform."""
+"""Replaces a block's name in output if environment variables describe the platform."""
 
 
 class TargetBlock(CredentialsBlock, ABC):
-    """A block that gives a client of a platform.
-
-    Attributes:
-        windows: Name of the release-windows block that its releases obey.
-        allowed_images: Registries and repositories whose images may be released; all if empty.
-    """
+    """A block that creates clients of a platform."""
 
     variables: ClassVar[str] = "the environment variables of its credentials"
-    """The environment variables without which `from_environment` makes no block, for a person."""
+    """Environment variables that `from_environment` requires, as text for messages."""
 
     windows: str = Field(
         default="default",
@@ -54,7 +50,7 @@ class TargetBlock(CredentialsBlock, ABC):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        """Puts what all targets have last: the block's form shows the fields in this order."""
+        """Move the shared fields to the end: the block's form shows the fields in this order."""
         super().__pydantic_init_subclass__(**kwargs)
         for name in ("windows", "allowed_images"):
             cls.model_fields[name] = cls.model_fields.pop(name)
@@ -62,7 +58,7 @@ class TargetBlock(CredentialsBlock, ABC):
     @property
     @abstractmethod
     def address(self) -> str:
-        """The address of the platform as it may be shown: without user name and password."""
+        """Address of the platform for display, without user name and password."""
 
     @property
     def registries(self) -> list[str]:
@@ -70,55 +66,50 @@ class TargetBlock(CredentialsBlock, ABC):
         return []
 
     def environment_says(self) -> str:
-        """Return what environment variables that are set say otherwise, as a clause; empty for nothing."""
+        """Return the environment variables that contradict the block, as a clause; empty if none do."""
         return ""
 
     @abstractmethod
     def get_client(self, *args: Any, **kwargs: Any) -> Platform:
-        """A client of the platform, to be entered and closed by the caller."""
+        """Return a client of the platform; the caller enters and closes it."""
 
     @classmethod
     def from_environment(cls) -> Self | None:
-        """The block that environment variables describe, or `None` if they name no credentials."""
+        """Return the block that environment variables describe; `None` if they have no credentials."""
         return None
 
 
 def target_of_environment() -> TargetBlock | None:
-    """The block that environment variables describe, of whichever platform; `None` if they name none.
+    """Return the block of any platform that environment variables describe; `None` if there is none.
 
     Raises:
-        ConfigurationError: they describe one that cannot be used.
+        ConfigurationError: the variables describe a block that cannot be used.
     """
     return next((block for kind in TargetBlock.__subclasses__() if (block := kind.from_environment())), None)
 
 
 class Chosen(NamedTuple):
-    """The block that a target means, and its name.
-
-    Attributes:
-        block: gives clients of the platform.
-        name: of the block, as type-slug/name, or `environment variables`.
-    """
+    """The block of a target, and its name."""
 
     block: TargetBlock
-    name: str
+    name: str  # type-slug/name, or `environment variables`
 
     @property
     def words(self) -> str:
-        """Return such as `https://k8s.qihoo.net (container-cloud/default)`."""
+        """Address and name, such as `https://k8s.qihoo.net (container-cloud/default)`."""
         return cloud_words(self.block.address, self.name)
 
 
 async def choose_target(target: str) -> Chosen:
-    """Return the block that a target means.
+    """Return the block of a target.
 
-    A name is the block of that name. `environment` is what the environment variables describe. Empty is the
-    saved block `container-cloud/default`, or else the environment variables, unless the two are at odds.
-    A default block that is named and that nobody saved is made from the variables, too.
+    `type-slug/name` selects a saved block; if no `default` block is saved, the environment variables replace
+    it. `environment` selects the environment variables. An empty target selects the saved block
+    `container-cloud/default`, which the environment variables must not contradict, or else the variables.
 
     Raises:
-        ConfigurationError: there is no such block, it is of another kind, it cannot be used, or an empty
-            target could mean one cloud as well as another.
+        ConfigurationError: the block does not exist, is not a target or cannot be used; or the target is
+            empty, and the saved block and the environment variables contradict each other.
     """
     if target == ENVIRONMENT:
         if found := target_of_environment():
@@ -153,10 +144,10 @@ async def choose_target(target: str) -> Chosen:
 
 
 async def refuse_two_clouds() -> None:
-    """Return if an empty target means one cloud alone, as far as that can be seen from here.
+    """Check that an empty target is unambiguous, given the environment of this process.
 
     Raises:
-        ConfigurationError: the default block and the environment variables are at odds.
+        ConfigurationError: the default block and the environment variables contradict each other.
     """
     slug, _, name = DEFAULT_TARGET.partition("/")
     saved = await load(Block.get_block_class_from_key(slug), name, field="target")
@@ -165,7 +156,7 @@ async def refuse_two_clouds() -> None:
 
 
 def _refuse_two_clouds(saved: TargetBlock) -> None:
-    """Return if the environment variables, as far as they are set, say the same as the default block."""
+    """Check that no environment variable contradicts the default block."""
     if otherwise := saved.environment_says():
         raise ConfigurationError(
             f"target: the saved block {DEFAULT_TARGET} is for {saved.address}, but {otherwise}",
@@ -180,12 +171,12 @@ def _variables() -> str:
 
 
 async def load_target(target: str) -> TargetBlock:
-    """Return the block that a target means; see `choose_target`."""
+    """Return the block of a target; see `choose_target`."""
     return (await choose_target(target)).block
 
 
 class _Open(NamedTuple):
-    """The platform of a target, as it is open on an event loop."""
+    """The platform of a target, open on an event loop."""
 
     target: str
     loop: asyncio.AbstractEventLoop
@@ -198,10 +189,10 @@ _open: ContextVar[_Open | None] = ContextVar("open", default=None)
 
 @asynccontextmanager
 async def open_target(target: str) -> AsyncIterator[Platform]:
-    """The platform of `target`, with one pool of connections for all that runs within.
+    """Open the platform of `target`, with one connection pool for everything that runs inside.
 
-    A step that is called within a flow's `open_target` shares the flow's client; called by itself,
-    it opens its own. A client is never carried to another event loop, where it could not be used.
+    A step that runs inside a flow's `open_target` shares the flow's client; otherwise it opens its own. A
+    client works only on the event loop that opened it.
     """
     if current := _opened(target):
         yield current.platform

@@ -1,4 +1,4 @@
-"""Release windows as a Prefect block, and which of them a target's releases obey."""
+"""Release windows as a Prefect block, and their lookup by target."""
 
 from collections.abc import Sequence
 from datetime import datetime
@@ -7,22 +7,17 @@ from typing import ClassVar
 from prefect.blocks.core import Block
 from pydantic import ConfigDict, Field, HttpUrl, field_validator
 
-from prefect_rollout import windows
 from prefect_rollout.blocks.load import load
 from prefect_rollout.blocks.target import opened_as
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.models import Id
+from prefect_rollout.ids import Id
+from prefect_rollout.release import windows
+from prefect_rollout.release.windows import Closed, Rule
 from prefect_rollout.text import one_line
-from prefect_rollout.windows import Closed, Rule
 
 
 class ReleaseWindows(Block):
-    """When releases may start, and when not.
-
-    Attributes:
-        timezone: Time zone of the rules that name none of their own.
-        rules: Times that close apps and clusters to releases, or alone open them.
-        rollback_exempt: Whether a rollback may start at any time.
+    """Rules that decide when releases may start.
 
     Example:
         Close all clusters from Friday evening to Monday morning:
@@ -32,7 +27,7 @@ class ReleaseWindows(Block):
         freeze = {"name": "weekend freeze", "cron": "0 22 * * FRI", "duration_minutes": 3480}
         ReleaseWindows(timezone="Asia/Shanghai", rules=[freeze]).save("BLOCK_NAME")
         ```
-        Load a saved block and ask what is closed now:
+        Load a saved block and print what is closed now:
         ```python
         from datetime import UTC, datetime
         from prefect_rollout.blocks import ReleaseWindows
@@ -51,7 +46,7 @@ class ReleaseWindows(Block):
     )
     _documentation_url = HttpUrl("https://pypi.org/project/prefect-rollout/")
 
-    # A misspelt field would leave everything open.
+    # A misspelled field must not leave everything open.
     model_config = ConfigDict(extra="forbid")
 
     timezone: str = Field(
@@ -87,18 +82,18 @@ class ReleaseWindows(Block):
         return value
 
     def judge(self, app_id: Id, clusters: Sequence[str], at: datetime) -> Closed | None:
-        """What closes any of an app's clusters at an aware moment; `None` where all are open."""
+        """Return the closed clusters of an app at an aware moment; `None` if all are open."""
         return windows.judge(self.rules, self.timezone, app_id, clusters, at)
 
 
 async def load_windows(target: str) -> tuple[str, ReleaseWindows] | None:
-    """The release windows that releases of `target` obey, and their block as type-slug/name.
+    """Return the block, as type-slug/name, and the release windows that releases of `target` obey.
 
-    `None` where the target names none, or `default`, and nobody saved that.
+    Return `None` if the target names no block, or names `default` and that block is not saved.
 
     Raises:
-        ConfigurationError: there is no block of that name, it cannot be used, or (retryable) the Prefect
-            API did not give it.
+        ConfigurationError: the block does not exist or cannot be used, or (retryable) the Prefect API did not
+            return it.
     """
     chosen = await opened_as(target)
     name = chosen.block.windows

@@ -1,8 +1,8 @@
-"""Names the folder, or whatever a worker mounts there, in which all workers keep what releases have done.
+"""Save the storage block `releases`: the folder, or the volume mounted there, where all workers keep results.
 
     python deploy/results.py /results
 
-Another storage block of the same name, such as an S3 bucket, does as well.
+Another storage block of that name, such as an S3 bucket, works as well.
 """
 
 import sys

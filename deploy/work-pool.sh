@@ -1,14 +1,14 @@
 #!/bin/sh
-# Makes the work pool and its queues, or puts them right. Lower numbers go first: a rollback overtakes a
-# batch. No more batches than the limit run at once, so that their releases always find a worker.
+# Create or update the work pool and its queues. Lower numbers have priority: a rollback overtakes a batch. The limit
+# on batches keeps worker slots free for their releases.
 #
 #   deploy/work-pool.sh [type] [batches]
 set -eu
 type=${1:-rollout}
 prefect --no-prompt work-pool create rollout --type "$type" --overwrite
-# A worker that was there first has made the pool, as Prefect's process type, and a pool keeps its type.
+# A worker that started first has created the pool with Prefect's process type, and a pool cannot change its type.
 prefect work-pool inspect rollout --output json | grep -q "\"type\": *\"$type\"" || {
-  echo "The work pool rollout is of another type: delete it (prefect work-pool delete rollout) and start anew." >&2
+  echo "The work pool rollout has another type: delete it (prefect work-pool delete rollout) and run this again." >&2
   exit 1
 }
 queue() {

@@ -1,15 +1,15 @@
-"""Prints the JSON Schema of a plan, by which editors complete and check one.
+"""Print the JSON Schema of a plan, which editors use to complete and check plans.
 
 .venv/bin/python docs/plan_schema.py > docs/plan.schema.json
 """
 
 import json
 
-from prefect_rollout.plan import Plan
+from prefect_rollout.batch.plan import Plan
 
 
 def schema() -> str:
-    """The schema as the text of its file."""
+    """Return the schema as JSON text."""
     content = {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **Plan.model_json_schema(),

@@ -1,10 +1,10 @@
-"""Takes the pictures of the README and the docs: releases, a batch, an approval, in the Prefect UI.
+"""Take the pictures of the README and the docs: releases, a batch and an approval in the Prefect UI.
 
     uv run --group pictures docs/screenshots.py
 
-Starts a Prefect server, a worker and a simulated cloud of its own, has one release succeed, one fail,
-one planned, a batch with a bad image and an approval that waits, and photographs what a person sees
-with headless Chromium, which has to be installed (`chromium` on the path).
+Starts a Prefect server, a worker and a simulated cloud, creates a successful, a failed and a planned
+release, a batch with a bad image and a release that waits for approval, and takes screenshots with headless
+Chromium. Install it first (`chromium` on the path).
 """
 
 import json
@@ -56,7 +56,7 @@ PLAN = {
 
 
 def main() -> None:
-    """Everything, from the server's start to the pictures."""
+    """Start the servers, create the releases and take the pictures."""
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if not chromium:
         sys.exit("chromium is not on the path: install it first")
@@ -122,14 +122,14 @@ def main() -> None:
 
 
 class Camera:
-    """Photographs pages of the Prefect UI."""
+    """Takes screenshots of pages of the Prefect UI."""
 
     def __init__(self, page: Page, url: str) -> None:
         self._page = page
         self._url = url
 
     def take(self, name: str, path: str, *, whole: bool = False, top: bool = False, click: str = "") -> None:
-        """A picture of a page, or of its `top`, once it has drawn itself and the text `click` was clicked."""
+        """Save a screenshot of a page, or of its `top`, after it is drawn and the text `click` is clicked."""
         self._page.set_viewport_size({"width": 1400, "height": 1000})
         self._page.goto(f"{self._url}{path}")
         self._settle()
@@ -137,7 +137,7 @@ class Camera:
             self._page.get_by_text(click).first.click()
             self._settle()
         if whole:
-            # The UI scrolls inside the window: the window is made as high as what it holds.
+            # The UI scrolls inside the window: make the window as high as its content.
             height = self._page.evaluate(
                 "Math.max(...[...document.querySelectorAll('*')].map(each => each.scrollHeight))"
             )
@@ -153,7 +153,7 @@ class Camera:
 
 @contextmanager
 def prefect_server(home: Path) -> Iterator[str]:
-    """A Prefect server with its UI, as `prefect server start` runs it."""
+    """Run `prefect server start` and yield its address."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -173,7 +173,7 @@ def prefect_server(home: Path) -> Iterator[str]:
 
 @contextmanager
 def worker(environment: dict[str, str], home: Path) -> Iterator[None]:
-    """A worker that takes any run of the pool."""
+    """Run a worker of the pool."""
     command = [BIN / "prefect", "worker", "start", "--pool", "rollout"]
     with running(command, {**environment, "PREFECT_WORKER_QUERY_SECONDS": "1"}, home):
         yield
@@ -181,7 +181,7 @@ def worker(environment: dict[str, str], home: Path) -> Iterator[None]:
 
 @contextmanager
 def running(command: list[Any], environment: dict[str, str], folder: Path | None = None) -> Iterator[None]:
-    """A process that runs while the context lasts."""
+    """Run a process within the context."""
     process = subprocess.Popen(
         command, env=environment, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -193,7 +193,7 @@ def running(command: list[Any], environment: dict[str, str], folder: Path | None
 
 
 def prefect(environment: dict[str, str], *arguments: str) -> None:
-    """One call of Prefect's command line, from the repository."""
+    """Run a Prefect command in the root of the repository."""
     subprocess.run(
         [BIN / "prefect", *arguments],
         env=environment,
@@ -204,7 +204,7 @@ def prefect(environment: dict[str, str], *arguments: str) -> None:
 
 
 def call(environment: dict[str, str], *arguments: str) -> dict[str, Any]:
-    """One call of prefect-rollout that prints JSON; what it prints."""
+    """Run a prefect-rollout command with `--json` and return its output."""
     ended = subprocess.run(
         [BIN / "prefect-rollout", *arguments], env=environment, stdout=subprocess.PIPE, check=False
     )
@@ -213,24 +213,24 @@ def call(environment: dict[str, str], *arguments: str) -> dict[str, Any]:
 
 
 def release(environment: dict[str, str], deployment: str, reason: str, *options: str) -> str:
-    """Releases a deployment from the command line; the flow run's id."""
+    """Release a deployment from the command line and return the id of the flow run."""
     what = ("deploy", "--app-id", "3290", "--deployment", deployment, "--requested-by", "zhangsan")
     return str(call(environment, *what, "--reason", reason, "--json", *options)["release_id"])
 
 
 def written(path: Path, content: Any) -> Path:
-    """The path of a file that holds `content` as JSON."""
+    """Write `content` as JSON and return the path."""
     path.write_text(json.dumps(content), encoding="utf-8")
     return path
 
 
 def deployment_id(api: httpx.Client, name: str) -> str:
-    """The id of a Prefect deployment whose flow has the same name."""
+    """Return the id of a Prefect deployment that is named like its flow."""
     return str(api.get(f"/deployments/name/{name}/{name}").json()["id"])
 
 
 def started(api: httpx.Client, name: str, **parameters: Any) -> str:
-    """Starts a run of a Prefect deployment; its id."""
+    """Start a run of a Prefect deployment and return its id."""
     body = {"parameters": {"app_id": 3290, **parameters}}
     path = f"/deployments/{deployment_id(api, name)}/create_flow_run"
     while (answer := api.post(path, json=body)).status_code == 503:  # SQLite is busy
@@ -239,21 +239,21 @@ def started(api: httpx.Client, name: str, **parameters: Any) -> str:
 
 
 def state(api: httpx.Client, flow_run_id: str) -> str:
-    """The type of a flow run's state."""
+    """Return the type of a flow run's state."""
     return str(api.get(f"/flow_runs/{flow_run_id}").json()["state_type"])
 
 
 def eventually(holds: Callable[[], bool], seconds: float = 120) -> None:
-    """Waits for what another process brings about."""
+    """Wait until a condition holds."""
     until = time.monotonic() + seconds
     while not holds():
         if time.monotonic() > until:
-            sys.exit("it has not come about in time")
+            sys.exit("timed out")
         time.sleep(0.5)
 
 
 def artifact(api: httpx.Client, flow_run_id: str, kind: str = "markdown") -> str:
-    """The path of a flow run's report, or of another of its artifacts."""
+    """Return the path of a flow run's report, or of another artifact of it."""
     body = {"artifacts": {"flow_run_id": {"any_": [flow_run_id]}, "type": {"any_": [kind]}}}
     return f"/artifacts/artifact/{api.post('/artifacts/filter', json=body).json()[0]['id']}"
 

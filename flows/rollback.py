@@ -1,116 +1,257 @@
-"""The flow that puts a deployment back to what was online before."""
+"""The flow that returns a deployment to the revision before, and the rollback of a release that failed."""
 
-from prefect import flow
+from collections.abc import Sequence
+from typing import Any
 
-from prefect_rollout.flows.allowed import check_images
-from prefect_rollout.flows.conduct import Move, Run, conduct, first_name, rename
-from prefect_rollout.flows.deploy import publish
-from prefect_rollout.flows.planning import hold, hold_moves, plan_only
-from prefect_rollout.models import (
-    Action,
-    LateMinutes,
-    Order,
-    Person,
-    PlanHash,
-    PollAttempts,
-    PollSeconds,
-    Reason,
-    ReleaseResult,
-    RollbackRequest,
-    Seconds,
-    WindowWait,
-    newest_first,
+import prefect.runtime
+from prefect import flow, get_run_logger
+
+from prefect_rollout.errors import ConfigurationError, ReleaseError, RollbackFailedError, RolloutError
+from prefect_rollout.ids import Id, by_age, same_id
+from prefect_rollout.release.parameters import takes
+from prefect_rollout.release.progress import ROLL_BACK, Progress, silence, tell
+from prefect_rollout.release.request import Action, RollbackRequest
+from prefect_rollout.release.result import ReleaseResult
+from prefect_rollout.release.workload import Baseline, Published, Revision
+from prefect_rollout.runs.allowed_images import check_images
+from prefect_rollout.runs.labels import ROLLED_BACK
+from prefect_rollout.runs.lifecycle import first_name, rename, run_release
+from prefect_rollout.runs.moves import Move
+from prefect_rollout.runs.run import Run
+from prefect_rollout.tasks import (
+    check_deployment,
+    choose_rollback,
+    find_where_live,
+    images_that_ran,
+    parse_metadata,
+    pause,
+    plan_release,
+    publish_deployment,
+    read_baseline,
+    report_release,
+    roll_back_deployment,
+    wait_for_pods,
+    wait_for_rollback,
 )
-from prefect_rollout.tasks import choose_rollback, note_online
 from prefect_rollout.text import one_line
+from prefect_rollout.verdict.diagnosis import Diagnosis
+from prefect_rollout.verdict.expected import Expected
 
 
 @flow(name="rollback", flow_run_name=first_name("roll back"), persist_result=True, validate_parameters=False)
-async def rollback(
-    app_id: int | str,
-    deployment: str,
-    to_template: int | str | None = None,
-    target: str = "",
-    clusters: list[str] | None = None,
-    reason: str = "",
-    order: Order = "together",
-    canary: str | None = None,
-    pause_seconds: Seconds = 0,
-    poll_seconds: PollSeconds = 5,
-    poll_attempts: PollAttempts = 20,
-    grace_seconds: Seconds = 30,
-    lock_wait_seconds: Seconds = 600,
-    dry_run: bool = False,
-    expect_plan: PlanHash = "",
-    requested_by: Person = "",
-    window_wait_seconds: WindowWait = 0,
-    break_glass: Reason = "",
-    late_minutes: LateMinutes = 60,
-) -> ReleaseResult:
+@takes(RollbackRequest)
+async def rollback(app_id: Id, deployment: str, **options: Any) -> ReleaseResult:
     """Roll a deployment back: each cluster to the last template that was released there before.
 
-    Templates whose release failed, or that were rolled back, are skipped. Nothing is created: an earlier
-    template is published again, and watched as in a release.
-
-    Args:
-        app_id: Id of the app, such as 3290.
-        deployment: Exact name of the deployment, such as qapm-home.
-        to_template: Template to go back to in every cluster; empty for the last one released in each.
-        target: Block with the platform's credentials, as type-slug/name; environment for the K8S_ variables.
-            Empty for container-cloud/default, or for the variables if nobody saved it.
-        clusters: Roll back only these clusters; empty for all that the metaData names.
-        reason: Why; kept in the report.
-        order: together publishes everywhere and then watches; one-by-one goes on when a cluster is ready.
-        canary: Cluster that is published and watched before all others.
-        pause_seconds: Seconds between one cluster's being ready and the next publish.
-        poll_seconds: Seconds between looks at the pods.
-        poll_attempts: Looks at the pods before the rollback counts as timed out.
-        grace_seconds: Seconds that a new pod may be in trouble before the rollback has failed.
-        lock_wait_seconds: Seconds to wait for another release of the deployment; 0 refuses at once.
-        dry_run: Read everything and write nothing: report what would change, and the plan's hash.
-        expect_plan: Hash of a dry run; the rollback is refused where something has changed since.
-        requested_by: Who asks for it; kept in the report and in the history.
-        window_wait_seconds: Seconds to wait where a release window is closed; 0 refuses at once.
-        break_glass: Why it passes a closed release window all the same; kept in the history.
-        late_minutes: Minutes after its scheduled time at which a run skips itself; 0 for never.
+    Templates whose release failed or was rolled back are skipped. No template is created: an earlier one is
+    published again, and its pods are watched as in a release.
 
     Raises:
-        NoPreviousTemplateError: the history has nothing that was released to go back to.
-        RolloutError: whatever else ended it; `error.result` is the result so far.
+        NoPreviousTemplateError: the history has no earlier released template.
+        RolloutError: any other failure; `error.result` is the result so far.
     """
-    request = RollbackRequest.of(**locals())
-    return await conduct(Action.ROLLBACK, request, _rollback)
+    request = RollbackRequest.of(app_id=app_id, deployment=deployment, **options)
+    return await run_release(Action.ROLLBACK, request, _rollback, report=report_release)
 
 
 async def _rollback(run: Run, request: RollbackRequest) -> None:
-    result = run.result
-    await run.begin()
-    if request.writes:
-        await run.lock()
-    names = [cluster.cluster for cluster in result.clusters]
-    before = await note_online(run.deployment, names, target=request.target)
-    versions = await choose_rollback(run.deployment, before, request.to_template, target=request.target)
-    result.notes = [note for each in versions.values() for note in each.notes]
+    target, result = request.target, run.result
+
+    async def way_back() -> list[str]:
+        """Return the clusters in which the revision to return to was live before."""
+        if request.to_template in {None, ""}:
+            return run.clusters  # each returns to what was released there
+        with silence():  # it precedes the steps that a rollback shows
+            return await find_where_live(run.workload, run.clusters, request.to_template, target=target)
+
+    checked = await run.reading(check_deployment)(request.app_id, request.deployment, target=target)
+    run.found(checked.workload, checked.platform)
+    placement = await run.reading(parse_metadata)(run.workload, request.clusters, target=target)
+    if await run.begin(placement, way_back):
+        return await _rollback(run, request)
+    if request.writes and await run.lock(way_back):  # it has waited for another release
+        return await _rollback(run, request)
+
+    baseline = await run.reading(read_baseline)(run.workload, run.clusters, target=target)
+    chosen = await run.reading(choose_rollback)(run.workload, baseline, request.to_template, target=target)
+    result.notes = [note for each in chosen.values() for note in each.notes]
     if request.to_template not in {None, ""}:
-        for version in versions.values():
-            await check_images(run, version.images, {})
-    ids = {str(version.id): version for version in versions.values()}
+        for revision in chosen.values():
+            await check_images(
+                target, revision.images, {}, lambda: images_that_ran(run.workload, target=target)
+            )
+    ids = {str(revision.id): revision for revision in chosen.values()}
     if len(ids) == 1:
-        (version,) = ids.values()
-        result.template_id, result.images = version.id, version.images
+        (revision,) = ids.values()
+        result.template_id, result.images = revision.id, revision.images
     what = "roll back" if request.writes else "plan to roll back"
     await rename(f"{what} {one_line(request.deployment, 80)} → {one_line(', '.join(ids), 80)}")
+
+    plan = run.plan(baseline, chosen)
     if not request.writes:
-        await plan_only(run, request)
-        return
-    await hold(run, request, {cluster: (each.id, each.images) for cluster, each in versions.items()})
-    moves = run.moves_to(versions, before)
-    hold_moves(run, moves)
-    # Nothing is wrong with what gives way to a newer template.
-    await run.record([("left", move.before.template_id, move.cluster) for move in moves if _is_back(move)])
-    await run.roll(moves, lambda move: publish(run, move))
+        run.planned(await plan_release(run.workload, plan, target=target))
+        return None
+    run.hold_to(plan)
+    moves = run.moves(plan, baseline, chosen)
+    # A revision that a newer one replaces still counts as released.
+    await run.record([("left", move.before.online, move.cluster) for move in moves if _is_back(move)])
+
+    async def publish(move: Move) -> Published:
+        return await publish_deployment(
+            run.workload,
+            await run.platform.revert(run.workload, chosen[move.cluster]),
+            move.cluster,
+            move.replicas,
+            over=move.before.online,
+            release_id=result.release_id,
+            target=target,
+        )
+
+    await run.roll_out(moves, publish, wait_for_pods, pause)
+    return None
 
 
 def _is_back(move: Move) -> bool:
-    before = move.before.template_id
-    return before is not None and newest_first(move.template_id) < newest_first(before)
+    before = move.before.online
+    return before is not None and by_age(move.revision) < by_age(before)
+
+
+# ---- after a release that failed ----------------------------------------------------------------
+
+
+async def roll_back(run: Run, moves: Sequence[Move], failure: RolloutError) -> None:
+    """Return every cluster that was written to, the last one first, to what was released there before.
+
+    That is the revision that was online before, or an earlier one if that was not released. `failure` says
+    so.
+
+    Raises:
+        RollbackFailedError: it failed in at least one cluster; the others were tried.
+    """
+    run.failed(failure)
+    if not run.result.wrote:
+        return
+    await run.look()
+    tell(Progress(ROLL_BACK, "running", "to what was released before", aloud=True))
+    touched = [move for move in reversed(moves) if _touched(run, move)]
+    try:
+        await run.record([("left", move.revision, move.cluster) for move in touched], {ROLLED_BACK: "yes"})
+    except ConfigurationError as error:  # the rollback matters more
+        get_run_logger().warning("The run could not be marked as rolled back: %s", one_line(error))
+    ways = await _ways_back(run, touched)
+    problems: list[str] = []
+    found: list[Diagnosis] = []
+    expected: list[Expected] = []
+    for move in touched:
+        revision = ways.get(move.cluster)
+        if revision is None:
+            run.cluster(move.cluster).rolled_back = False
+            nothing = "no template that was released there before is on record"
+            if move.before.online is None:
+                nothing = "what was online before is not known, or nothing was"
+            problems.append(f"{one_line(move.cluster, 60)}: {nothing}")
+            continue
+        try:
+            expected.append(await _return(run, move, revision))
+        except RolloutError as error:
+            run.cluster(move.cluster).rolled_back = False
+            problems.append(f"{one_line(move.cluster, 60)}: {error.problem}")
+            found.append(error.diagnosis)
+    if problems:  # even if the last cluster succeeded
+        tell(Progress(ROLL_BACK, "failed", "; ".join(problems)))
+    if expected and (failed_watch := await _watch(run, expected)):
+        problems.append(failed_watch.problem)
+        found.insert(0, failed_watch.diagnosis)
+    if problems:
+        failed = RollbackFailedError(
+            f"ROLLBACK FAILED: {'; '.join(problems)}; it was tried because {failure.problem}"
+        )
+        failed.found, failed.cause = next(iter(found), None), failure.to_dict()
+        raise failed from failure
+    if run.result.rolled_back:
+        failure.problem += "; rolled back"
+
+
+async def _return(run: Run, move: Move, revision: Revision) -> Expected:
+    """Publish an earlier revision to a cluster again; return the state that the cluster has to reach."""
+    cluster, accepted = run.cluster(move.cluster), run.accepted
+    if move.before.desired is not None:
+        cluster.replicas = move.before.desired
+    done = await roll_back_deployment(
+        run.workload,
+        await run.platform.revert(run.workload, revision),
+        move.cluster,
+        cluster.replicas,
+        over=move.revision,
+        key=f"{run.result.release_id}:{_key()}:{move.cluster}",
+        target=run.request.target,
+    )
+    run.tell_published(cluster, done.applied.revision, since=accepted, rollback=True)
+    pods = done.pods
+    if pods is None and cluster.running is not None:
+        # An earlier attempt wrote; the last observed pods may be from before or after that write.
+        pods = {pod.name: pod.state for pod in cluster.pods}
+    # Old pods that still run belong to the revision that returns.
+    old = move.before.pods
+    baseline = pods and {pod: state for pod, state in pods.items() if pod not in (old or {})}
+    update = {
+        "replicas": cluster.replicas,
+        "before": Baseline(),
+        "changed": move.changed or not same_id(revision.id, move.before.online),
+    }
+    back = move.model_copy(update=update).expected(done.applied, baseline)
+    return back.model_copy(update={"mixed": old is None})
+
+
+def _touched(run: Run, move: Move) -> bool:
+    """Return whether a rollback has to write to the cluster: not if another release is online now."""
+    cluster = run.cluster(move.cluster)
+    ours = {str(move.revision), str(move.before.online)}
+    others = cluster.online_known and str(cluster.online) not in ours
+    return cluster.published is not False and not others
+
+
+async def _ways_back(run: Run, moves: Sequence[Move]) -> dict[str, Revision]:
+    """Return the revision that each cluster returns to; clusters that had nothing online are absent."""
+    back = [move for move in moves if move.before.online is not None]
+    before = {move.cluster: move.before for move in back}
+    if not back:
+        return {}
+    over: dict[str, Id] = {move.cluster: move.revision for move in back}
+    try:
+        with silence():  # a deploy shows no such step
+            chosen = await choose_rollback(run.workload, before, over=over, target=run.request.target)
+    except RolloutError as error:
+        get_run_logger().warning(
+            "Rolling back to what was online before, released or not: %s", one_line(error)
+        )
+        return {
+            name: each.revision or Revision(id=each.online)
+            for name, each in before.items()
+            if each.online is not None
+        }
+    run.result.notes += [note for each in chosen.values() for note in each.notes]
+    return dict(chosen)
+
+
+def _key() -> str:
+    """Return the part of an idempotency key that distinguishes the rollbacks of a run's attempts."""
+    attempt: int = prefect.runtime.flow_run.run_count
+    return "rollback" if attempt < 2 else f"rollback-{attempt}"
+
+
+async def _watch(run: Run, expected: Sequence[Expected]) -> RolloutError | None:
+    """Wait for the pods of the rollback, record in the result where it succeeded, and return its error."""
+    try:
+        await run.watch(wait_for_rollback, expected)
+    except RolloutError as error:
+        verdict = error.verdict if isinstance(error, ReleaseError) else None
+        if verdict:
+            run.note(verdict)
+        back = {judged.cluster for judged in verdict.clusters if judged.released} if verdict else set()
+        for each in expected:
+            run.cluster(each.cluster).rolled_back = each.cluster in back
+        return error
+    for each in expected:
+        run.cluster(each.cluster).rolled_back = True
+    return None

@@ -1,102 +1,72 @@
-"""The flow that changes how many pods a deployment has."""
+"""The flow that changes the replicas of a deployment."""
 
-from typing import Annotated
+from typing import Any
 
 from prefect import flow
-from pydantic import Field
 
-from prefect_rollout.flows.conduct import Move, Run, conduct, first_name
-from prefect_rollout.flows.planning import hold_in_place, plan_only
-from prefect_rollout.models import (
-    Action,
-    LateMinutes,
-    Order,
-    Person,
-    PlanHash,
-    PollAttempts,
-    PollSeconds,
-    Reason,
-    ReleaseResult,
-    ScaleRequest,
-    Seconds,
-    WindowWait,
+from prefect_rollout.ids import Id
+from prefect_rollout.release.parameters import takes
+from prefect_rollout.release.request import Action, ScaleRequest
+from prefect_rollout.release.result import ReleaseResult
+from prefect_rollout.release.workload import Published
+from prefect_rollout.runs.lifecycle import first_name, run_release
+from prefect_rollout.runs.moves import Move
+from prefect_rollout.runs.run import Run
+from prefect_rollout.tasks import (
+    check_deployment,
+    parse_metadata,
+    pause,
+    plan_release,
+    read_baseline,
+    report_release,
+    scale_deployment,
+    wait_for_pods,
 )
-from prefect_rollout.tasks import scale_deployment
 
 
 @flow(name="scale", flow_run_name=first_name("scale"), persist_result=True, validate_parameters=False)
-async def scale(
-    app_id: int | str,
-    deployment: str,
-    replicas: Annotated[int, Field(ge=1, le=32)],
-    target: str = "",
-    clusters: list[str] | None = None,
-    reason: str = "",
-    order: Order = "together",
-    canary: str | None = None,
-    pause_seconds: Seconds = 0,
-    poll_seconds: PollSeconds = 5,
-    poll_attempts: PollAttempts = 20,
-    grace_seconds: Seconds = 30,
-    lock_wait_seconds: Seconds = 600,
-    dry_run: bool = False,
-    expect_plan: PlanHash = "",
-    requested_by: Person = "",
-    window_wait_seconds: WindowWait = 0,
-    break_glass: Reason = "",
-    late_minutes: LateMinutes = 60,
-) -> ReleaseResult:
-    """Scale a deployment: so many pods in each cluster, watched as in a release.
+@takes(ScaleRequest)
+async def scale(app_id: Id, deployment: str, replicas: int, **options: Any) -> ReleaseResult:
+    """Change the number of pods in each cluster, and watch them as in a release.
 
-    The metaData stays as it is, so that the next release goes back to its number of replicas.
-
-    Args:
-        app_id: Id of the app, such as 3290.
-        deployment: Exact name of the deployment, such as qapm-home.
-        replicas: Pods in each cluster.
-        target: Block with the platform's credentials, as type-slug/name; environment for the K8S_ variables.
-            Empty for container-cloud/default, or for the variables if nobody saved it.
-        clusters: Scale only these clusters; empty for all that the metaData names.
-        reason: Why; kept in the report.
-        order: together scales everywhere and then watches; one-by-one goes on when a cluster is ready.
-        canary: Cluster that is scaled and watched before all others.
-        pause_seconds: Seconds between one cluster's being ready and the next scaling.
-        poll_seconds: Seconds between looks at the pods.
-        poll_attempts: Looks at the pods before the scaling counts as timed out.
-        grace_seconds: Seconds that a new pod may be in trouble before the scaling has failed.
-        lock_wait_seconds: Seconds to wait for another release of the deployment; 0 refuses at once.
-        dry_run: Read everything and write nothing: report what would change, and the plan's hash.
-        expect_plan: Hash of a dry run; the scaling is refused where something has changed since.
-        requested_by: Who asks for it; kept in the report and in the history.
-        window_wait_seconds: Seconds to wait where a release window is closed; 0 refuses at once.
-        break_glass: Why it passes a closed release window all the same; kept in the history.
-        late_minutes: Minutes after its scheduled time at which a run skips itself; 0 for never.
+    The next release restores the number of replicas that the platform has on record for the deployment.
 
     Raises:
-        RolloutError: what ended it; `error.result` is the result so far.
+        RolloutError: any failure; `error.result` is the result so far.
     """
-    request = ScaleRequest.of(**locals())
-    return await conduct(Action.SCALE, request, _scale)
+    request = ScaleRequest.of(app_id=app_id, deployment=deployment, replicas=replicas, **options)
+    return await run_release(Action.SCALE, request, _scale, report=report_release)
 
 
 async def _scale(run: Run, request: ScaleRequest) -> None:
-    await run.begin()
+    target = request.target
+    checked = await run.reading(check_deployment)(request.app_id, request.deployment, target=target)
+    run.found(checked.workload, checked.platform)
+    placement = await run.reading(parse_metadata)(run.workload, request.clusters, target=target)
+    if await run.begin(placement):
+        return await _scale(run, request)
     for cluster in run.result.clusters:
         cluster.replicas = request.replicas
-    if not request.writes:
-        await plan_only(run, request)
-        return
-    await run.lock()
-    moves = await run.moves_in_place()
-    await hold_in_place(run, request, moves)
+    if request.writes and await run.lock():  # it has waited for another release
+        return await _scale(run, request)
 
-    async def write(move: Move) -> None:
-        await scale_deployment(
-            run.deployment,
+    baseline = await run.reading(read_baseline)(run.workload, run.clusters, target=target)
+    online = run.online(baseline)
+    plan = run.plan(baseline, online)
+    if not request.writes:
+        run.planned(await plan_release(run.workload, plan, target=target))
+        return None
+    run.hold_to(plan)
+
+    async def write(move: Move) -> Published:
+        return await scale_deployment(
+            run.workload,
             move.cluster,
             move.replicas,
+            move.revision,
             release_id=run.result.release_id,
-            target=request.target,
+            target=target,
         )
 
-    await run.roll(moves, write)
+    await run.roll_out(run.moves(plan, baseline, online), write, wait_for_pods, pause)
+    return None

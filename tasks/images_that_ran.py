@@ -1,40 +1,32 @@
-"""Which registries and namespaces a deployment has had its images from."""
+"""Look up the registries and namespaces of a deployment's earlier images."""
+
+from itertools import count
 
 from prefect_rollout.blocks import open_target
-from prefect_rollout.errors import TemplateError
-from prefect_rollout.images import Reference, is_reference
-from prefect_rollout.models import Deployment
-from prefect_rollout.tasks.step import say, step
+from prefect_rollout.release.images import Reference, is_reference
+from prefect_rollout.release.workload import Workload
+from prefect_rollout.runs.step import say, step
 
-_PUBLICATIONS = 100  # the newest ones are enough to know where images come from
+_WRITES = 100  # the newest ones are enough to know the registries
 
 
-@step("build image list", "look up where images of {deployment.name} come from")
-async def images_that_ran(deployment: Deployment, *, target: str) -> list[str]:
-    """Return the registries and namespaces, such as `harbor.example/team`, of what was published before.
+@step("build image list", "look up the registries of {workload.name}")
+async def images_that_ran(workload: Workload, *, target: str) -> list[str]:
+    """Return the registries and namespaces, such as `harbor.example/team`, of published revisions.
 
     Args:
-        deployment: as step 1 found it.
-        target: the block document `type-slug/name` of the platform.
+        workload: from step 1.
+        target: block of the platform, as type-slug/name.
     """
     async with open_target(target) as platform:
-        ran = {str(entry.template_id) for entry in await platform.online(deployment)}
-        seen = 0
-        async for publication in platform.history(deployment):
-            if publication.status == 1:
-                ran.add(str(publication.template_id))
-            if (seen := seen + 1) >= _PUBLICATIONS:
+        ran = {str(revision) for revision in (await platform.online(workload)).values()}
+        number = count(1)
+        async for _, revision in platform.published(workload):
+            ran.add(str(revision))
+            if next(number) >= _WRITES:
                 break
-        found: set[str] = set()
-        async for template in platform.templates(deployment):
-            if str(template.id) in ran:
-                ran.remove(str(template.id))
-                try:
-                    images = template.workload.images.values()
-                except TemplateError:  # it ran, and cannot be read any more
-                    continue
-                found |= {Reference.parse(image).namespace for image in images if is_reference(image)}
-            if not ran:
-                break
-    say("build image list", f"images came from {', '.join(sorted(found)) or 'nowhere'}")
-    return sorted(found)
+        revisions = await platform.revisions(workload)
+    images = [image for each in revisions if str(each.id) in ran for image in each.images.values()]
+    found = sorted({Reference.parse(image).namespace for image in images if is_reference(image)})
+    say("build image list", f"images came from {', '.join(found) or 'nowhere'}")
+    return found

@@ -1,89 +1,71 @@
-"""Step 6: publish a template to one cluster."""
+"""Step 6: publish a change to one cluster."""
 
-from prefect_rollout import guard
 from prefect_rollout.blocks import open_target
-from prefect_rollout.errors import ConflictError
-from prefect_rollout.models import Deployment, Id, same_id, same_or_none, template_name
+from prefect_rollout.ids import Id, same_id, same_or_none
 from prefect_rollout.platforms.port import Platform
-from prefect_rollout.tasks.before import pods_of
-from prefect_rollout.tasks.step import may_have_run_before, run_logger, say, step
+from prefect_rollout.release.workload import Applied, Change, Published, Workload
+from prefect_rollout.runs import guard
+from prefect_rollout.runs.conflicts import published_between
+from prefect_rollout.runs.step import may_have_run_before, run_logger, say, step
 from prefect_rollout.text import one_line
 
 
-@step("publish deployment", "publish {deployment.name} template {template_id} to {cluster}")
+@step("publish deployment", "publish {workload.name} template {change.revision} to {cluster}")
 async def publish_deployment(
-    deployment: Deployment,
-    template_id: int | str,
+    workload: Workload,
+    change: Change,
     cluster: str,
     replicas: int,
     *,
     over: int | str | None,
     release_id: str,
     target: str,
-) -> dict[str, str | None] | None:
-    """Has a cluster run `replicas` pods of the template.
+) -> Published:
+    """Publish the change to a cluster. Return when the platform has accepted the write: step 7 watches it.
 
-    Returns when the write is accepted, which says nothing of the rollout: step 7 watches that. Before
-    it writes it looks at what is online there: nothing is sent where an earlier try took effect
-    (contract, Idempotency), nor where somebody else has published in the meantime.
-
-    Returns:
-        `{pod: state}` as listed right before the write was sent; `None` where that is unknown.
+    It first reads what is online, and writes nothing if an earlier attempt took effect (contract,
+    Idempotency) or if somebody else has published since.
 
     Args:
-        deployment: as step 1 found it.
-        template_id: the template to publish.
+        workload: from step 1.
+        change: from step 5, or the way back to an earlier revision.
         cluster: the cluster.
-        replicas: the cluster's replicas, by step 2.
-        over: the template that was online when the release was prepared; `None` if none was or it is
-            unknown.
-        release_id: names this release; a repeat with the same id publishes nothing new.
-        target: the block document `type-slug/name` of the platform.
+        replicas: desired replicas.
+        over: the revision that was online when the release was planned; `None` if there was none.
+        release_id: identifies the release; a repeat with the same id publishes nothing new.
+        target: block of the platform, as type-slug/name.
 
     Raises:
-        QuotaExceededError: the namespace's quota does not suffice.
-        ConflictError: another publish of this deployment and cluster is running, or another release
-            was published since this one was prepared.
+        QuotaExceededError: the quota of the namespace does not suffice.
+        ConflictError: another write is running, or another release was published since.
     """
     say("publish deployment", f"{one_line(cluster, 80)}, replicas {replicas}")
     key = f"{release_id}:publish:{cluster}"
-    return await publish(deployment, template_id, cluster, replicas, over=over, key=key, target=target)
+    return await publish(workload, change, cluster, replicas, over=over, key=key, target=target)
 
 
 async def publish(
-    deployment: Deployment,
-    template_id: Id,
-    cluster: str,
-    replicas: int,
-    *,
-    over: Id | None,
-    key: str,
-    target: str,
-) -> dict[str, str | None] | None:
-    """Do what `publish_deployment` says; `key` is the write's idempotency key."""
+    workload: Workload, change: Change, cluster: str, replicas: int, *, over: Id | None, key: str, target: str
+) -> Published:
+    """Publish as `publish_deployment` does; `key` is the idempotency key of the write."""
     async with open_target(target) as platform:
-        if await _took_effect(platform, deployment, template_id, cluster, over):
-            run_logger().info("%s has this release's template: not published again", one_line(cluster))
-            return None
-        status = (await platform.status(deployment, [cluster])).get(cluster)
-        await guard.write(platform.publish(deployment, template_id, cluster, replicas, key=key))
-    return pods_of(status)
+        if done := await _took_effect(platform, workload, change, cluster, over):
+            run_logger().info("%s runs this release already: not published again", one_line(cluster))
+            return Published(applied=done)
+        status = (await platform.status(workload, [cluster])).get(cluster)
+        writing = platform.apply(workload, cluster, change, replicas=replicas, over=over, key=key)
+        applied = await guard.write(writing)
+    return Published(applied=applied, pods=status.pod_states if status else None)
 
 
 async def _took_effect(
-    platform: Platform, deployment: Deployment, template_id: Id, cluster: str, over: Id | None
-) -> bool:
-    """Whether an earlier try published; raises where somebody else has since."""
-    online = {entry.cluster: entry.template_id for entry in await platform.online(deployment)}.get(cluster)
-    again = may_have_run_before()
-    ours = online is not None and same_id(online, template_id)
-    if ours and (again or not same_or_none(over, template_id)):
-        return True
+    platform: Platform, workload: Workload, change: Change, cluster: str, over: Id | None
+) -> Applied | None:
+    """Return the state that an earlier attempt requested; raise if somebody else has published since."""
+    online = (await platform.online(workload)).get(cluster)
+    ours = online is not None and change.revision is not None and same_id(online, change.revision)
+    if ours and online is not None and (may_have_run_before() or not same_or_none(over, change.revision)):
+        return Applied(revision=online)
     if not same_or_none(online, over):
-        raise ConflictError(
-            f"another release was published to {one_line(cluster, 80)} since this one was prepared: "
-            f"{template_name(online)} is online there, and {template_name(over)} was",
-            advice="Look at what is online there, and start a new release if it should change.",
-            cluster=cluster,
-        )
-    return False
+        raise published_between(cluster, online, over)
+    return None

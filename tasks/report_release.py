@@ -8,19 +8,19 @@ from datetime import UTC, datetime
 from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from prefect_rollout.ledger import KEY, changes, leave_record, table
-from prefect_rollout.models import ReleaseResult
-from prefect_rollout.report import render
-from prefect_rollout.tasks.step import step
+from prefect_rollout.release.report import render
+from prefect_rollout.release.result import ReleaseResult
+from prefect_rollout.runs.history import KEY, changes, leave_record, table
+from prefect_rollout.runs.step import step
 from prefect_rollout.text import markdown
 
 
 @step("report release", "report {result.deployment} {result.outcome.value}", cache_policy=NO_CACHE)
 async def report_release(result: ReleaseResult) -> ReleaseResult:
-    """Leaves artifacts that tell how the release ended, and returns `result`.
+    """Create artifacts that show how the release ended, and return `result`.
 
-    One is a page for a person, one the result for programs, and one a table of what changed in each
-    cluster; a dry run leaves no table. The keys are the same for every release of a deployment, so that
+    They are a page for people, the result for programs, and a table of the changes in each cluster, except
+    for a dry run. The keys are the same for every release of a deployment, so that
     the artifacts' versions are the deployment's history.
     """
     await leave_record(result)
@@ -38,8 +38,8 @@ async def report_release(result: ReleaseResult) -> ReleaseResult:
 def artifact_key(result: ReleaseResult, kind: str = "release") -> str:
     """Return `<kind>-<app id>-<deployment>` in the characters that Prefect allows: a-z, 0-9 and dashes.
 
-    A name that cannot be read back from that, such as `web_api`, ends in two dashes and a hash, so that no
-    two deployments share a key.
+    If the key is ambiguous, as for `web_api`, it ends in two dashes and a hash, so that no two deployments
+    share a key.
     """
     app_id, deployment = str(result.app_id), result.deployment
     key = f"{kind}-{app_id}-{deployment}"

@@ -1,38 +1,45 @@
-"""Has a cluster replace its pods by new ones of the same template."""
+"""Restart a cluster: replace its pods with new ones of the same revision."""
 
-from prefect_rollout import guard
 from prefect_rollout.blocks import open_target
-from prefect_rollout.models import Deployment
-from prefect_rollout.tasks.before import Before, pods_of
-from prefect_rollout.tasks.step import may_have_run_before, run_logger, say, step
+from prefect_rollout.ids import Id
+from prefect_rollout.release.workload import Applied, Baseline, Published, Workload
+from prefect_rollout.runs import guard
+from prefect_rollout.runs.step import may_have_run_before, run_logger, say, step
 from prefect_rollout.text import one_line
+from prefect_rollout.verdict.status import Status
 
 
-@step("restart deployment", "restart {deployment.name} in {cluster}")
+@step("restart deployment", "restart {workload.name} in {cluster}")
 async def restart_deployment(
-    deployment: Deployment, cluster: str, *, before: Before, release_id: str, target: str
-) -> None:
-    """Asks for the restart. Returns when the write is accepted: step 7 watches the pods.
+    workload: Workload, cluster: str, online: Id, *, before: Baseline, release_id: str, target: str
+) -> Published:
+    """Request the restart. Return when the platform has accepted the write: step 7 watches the pods.
 
-    A second try looks first whether an earlier one took effect: a newer generation, or a pod that did
-    not stand there before. Where a cloud reports neither and knows no idempotency keys, a restart whose
-    answer was lost may be sent twice.
+    A second attempt writes nothing if the first one took effect: the generation is newer, or there is a pod
+    that the baseline does not have. If a platform reports neither and has no idempotency keys, a restart
+    whose answer was lost may be sent twice.
 
     Args:
-        deployment: as step 1 found it.
+        workload: from step 1.
         cluster: the cluster.
-        before: what stood there before.
-        release_id: names this release.
-        target: the block document `type-slug/name` of the platform.
+        online: the revision that is online and stays.
+        before: the state of the cluster before the restart.
+        release_id: identifies the release.
+        target: block of the platform, as type-slug/name.
     """
     say("restart deployment", one_line(cluster, 80))
     async with open_target(target) as platform:
         if may_have_run_before():
-            now = (await platform.status(deployment, [cluster])).get(cluster)
-            newer = now and None not in (now.generation, before.generation)
-            moved = newer and now and (now.generation or 0) > (before.generation or 0)
-            known = before.pods is not None
-            if moved or (known and set(pods_of(now) or {}) - set(before.pods or {})):
+            now = (await platform.status(workload, [cluster])).get(cluster)
+            if now is not None and _restarted(now, before):
                 run_logger().info("%s has restarted already: not asked again", one_line(cluster))
-                return
-        await guard.write(platform.restart(deployment, cluster, key=f"{release_id}:restart:{cluster}"))
+                return Published(applied=Applied(revision=online))
+        key = f"{release_id}:restart:{cluster}"
+        applied = await guard.write(platform.restart(workload, cluster, online=online, key=key))
+    return Published(applied=applied)
+
+
+def _restarted(now: Status, before: Baseline) -> bool:
+    if now.generation is not None and before.generation is not None and now.generation > before.generation:
+        return True
+    return before.pods is not None and not set(now.pod_states or {}) <= set(before.pods)

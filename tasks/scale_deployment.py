@@ -1,33 +1,36 @@
-"""Changes how many pods a cluster runs."""
+"""Scale a cluster."""
 
-from prefect_rollout import guard
 from prefect_rollout.blocks import open_target
-from prefect_rollout.models import Deployment
-from prefect_rollout.tasks.step import may_have_run_before, run_logger, say, step
+from prefect_rollout.ids import Id
+from prefect_rollout.release.workload import Applied, Published, Workload
+from prefect_rollout.runs import guard
+from prefect_rollout.runs.step import may_have_run_before, run_logger, say, step
 from prefect_rollout.text import one_line
 
 
-@step("scale deployment", "scale {deployment.name} in {cluster} to {replicas}")
+@step("scale deployment", "scale {workload.name} in {cluster} to {replicas}")
 async def scale_deployment(
-    deployment: Deployment, cluster: str, replicas: int, *, release_id: str, target: str
-) -> None:
-    """Asks for that many pods. Returns when the write is accepted: step 7 watches the pods.
+    workload: Workload, cluster: str, replicas: int, online: Id, *, release_id: str, target: str
+) -> Published:
+    """Request the replicas. Return when the platform has accepted the write: step 7 watches the pods.
 
-    A second try sends nothing where the cluster wants that many already.
+    A second attempt writes nothing if the cluster already has these desired replicas.
 
     Args:
-        deployment: as step 1 found it.
+        workload: from step 1.
         cluster: the cluster.
-        replicas: pods, 1 to 32 (contract).
-        release_id: names this release.
-        target: the block document `type-slug/name` of the platform.
+        replicas: desired replicas, 1 to 32 (contract).
+        online: the revision that is online and stays.
+        release_id: identifies the release.
+        target: block of the platform, as type-slug/name.
     """
     say("scale deployment", f"{one_line(cluster, 80)}, replicas {replicas}")
     async with open_target(target) as platform:
         if may_have_run_before():
-            now = (await platform.status(deployment, [cluster])).get(cluster)
-            counted = now.deployment.pod_state if now and now.deployment else None
-            if counted and counted.desired == replicas:
-                run_logger().info("%s wants %d already: not asked again", one_line(cluster), replicas)
-                return
-        await guard.write(platform.scale(deployment, cluster, replicas, key=f"{release_id}:scale:{cluster}"))
+            now = (await platform.status(workload, [cluster])).get(cluster)
+            if now is not None and now.desired == replicas:
+                run_logger().info("%s has %d replicas already: not asked again", one_line(cluster), replicas)
+                return Published(applied=Applied(revision=online))
+        key = f"{release_id}:scale:{cluster}"
+        applied = await guard.write(platform.scale(workload, cluster, replicas, online=online, key=key))
+    return Published(applied=applied)

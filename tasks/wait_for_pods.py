@@ -1,9 +1,8 @@
-"""Step 7: wait until the new pods are ready, or the polls are used up."""
+"""Step 7: wait until the new pods are ready, or the deadline has passed."""
 
-import asyncio
-import math
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 
 from prefect.cache_policies import NO_CACHE
 
@@ -14,19 +13,21 @@ from prefect_rollout.errors import (
     ReleaseFailedError,
     ReleaseTimedOutError,
 )
-from prefect_rollout.models import Deployment
-from prefect_rollout.progress import Progress, tell
+from prefect_rollout.release.progress import WAIT_FOR_ROLLBACK, Progress, tell
+from prefect_rollout.release.workload import Workload
+from prefect_rollout.runs.conflicts import still_online
+from prefect_rollout.runs.step import may_have_run_before, run_logger, step
+from prefect_rollout.runs.throttle import slot_released
 from prefect_rollout.settings import patience
-from prefect_rollout.tasks.before import still_online
-from prefect_rollout.tasks.step import may_have_run_before, run_logger, step
-from prefect_rollout.turns import resting
-from prefect_rollout.verdict import Ending, Expected, Grace, Look, Verdict, judge
+from prefect_rollout.verdict.expected import Expected, Grace
+from prefect_rollout.verdict.judge import judge
+from prefect_rollout.verdict.verdict import Ending, Verdict
 
 
-# Never from an earlier try: what was live then may have been undone since.
-@step("wait for pods", "wait for pods of {deployment.name}", cache_policy=NO_CACHE)
+# Not cached: the result of an earlier attempt may have been undone since.
+@step("wait for pods", "wait for pods of {workload.name}", cache_policy=NO_CACHE)
 async def wait_for_pods(
-    deployment: Deployment,
+    workload: Workload,
     expected: Sequence[Expected],
     *,
     poll_seconds: float = 5,
@@ -34,84 +35,81 @@ async def wait_for_pods(
     grace_seconds: float = 30,
     target: str,
 ) -> Verdict:
-    """Polls the clusters until the verdict has an ending: at once, then every `poll_seconds`.
+    """Observe the clusters until the verdict has an ending (article: 20 polls, 5 s apart).
 
-    The end is measured on the clock: the last poll starts `poll_seconds * (poll_attempts - 1)`
-    seconds after the first. A poll that is not answered is logged, and the next tick polls again, or
-    the first after the time that the platform asked to wait.
+    The deadline is `poll_seconds * (poll_attempts - 1)` seconds after the start, however long the polls take.
+    An observation without an answer is logged and ignored.
 
     Args:
-        deployment: as step 1 found it.
-        expected: what each cluster has to show.
-        poll_seconds: seconds between polls.
-        poll_attempts: polls at the most.
+        workload: from step 1.
+        expected: the state that each cluster has to reach.
+        poll_seconds: seconds between observations.
+        poll_attempts: observations until the deadline.
         grace_seconds: seconds that a new pod may be in trouble before the release has failed.
-        target: the block document `type-slug/name` of the platform.
+        target: block of the platform, as type-slug/name.
 
     Raises:
-        ConflictError: a retry finds that another release, or a rollback, has followed this one.
-        ReleaseFailedError: the platform or a new pod says that the release cannot succeed.
-        ReleaseTimedOutError: what was still missing, in which clusters; as with the other, its
-            `verdict` is the last look.
+        ConflictError: a retry finds that another release, or a rollback, was published since.
+        ReleaseFailedError: the platform or a new pod shows that the release cannot succeed.
+        ReleaseTimedOutError: not all clusters were released by the deadline. This error and
+            ReleaseFailedError have the last `verdict`.
     """
-    return await watch(
-        "wait for pods",
-        deployment,
-        expected,
-        poll_seconds=poll_seconds,
-        poll_attempts=poll_attempts,
-        grace=Grace(seconds=grace_seconds),
-        target=target,
+    return await _watch(
+        "wait for pods", workload, expected, poll_seconds, poll_attempts, grace_seconds, target
     )
 
 
-async def watch(
-    step_name: str,
-    deployment: Deployment,
+@step(WAIT_FOR_ROLLBACK, "wait for rollback of {workload.name}", cache_policy=NO_CACHE)
+async def wait_for_rollback(
+    workload: Workload,
     expected: Sequence[Expected],
     *,
     poll_seconds: float,
     poll_attempts: int,
-    grace: Grace,
+    grace_seconds: float,
     target: str,
 ) -> Verdict:
-    """Do what `wait_for_pods` says, as the step of that name."""
-    clusters = [cluster.cluster for cluster in expected]
-    longest_wait = patience().longest_retry_after_seconds
-    logger = run_logger()
+    """Observe the clusters until the rollback has an ending; see `wait_for_pods`."""
+    return await _watch(
+        WAIT_FOR_ROLLBACK, workload, expected, poll_seconds, poll_attempts, grace_seconds, target
+    )
+
+
+async def _watch(
+    step_name: str,
+    workload: Workload,
+    expected: Sequence[Expected],
+    poll_seconds: float,
+    poll_attempts: int,
+    grace_seconds: float,
+    target: str,
+) -> Verdict:
+    clusters, grace = [each.cluster for each in expected], Grace(seconds=grace_seconds)
+    longest_wait, logger = patience().longest_retry_after_seconds, run_logger()
     verdict: Verdict | None = None
-    said = ""
+    explained = ""
     async with open_target(target) as platform:
         if may_have_run_before():
-            await still_online(platform, deployment, expected)
-        async with resting():
-            started = time.monotonic()
-            tick = 0
-            while True:
-                unanswered: PlatformError | None = None
-                try:
-                    now = await platform.status(deployment, clusters)
-                except PlatformError as error:
-                    logger.warning("Poll %d of %d: %s", tick + 1, poll_attempts, error)
-                    unanswered, now = error, None
-                at = time.monotonic()
-                # The tick after the one that is running by now: polls that took long are not made up for.
-                tick = max(tick + 1, math.ceil((at - started) / poll_seconds))
-                # No poll before a Retry-After has passed, even where the last one comes late by that.
-                wait = (unanswered.retry_after or 0) if unanswered else 0
-                last = tick >= poll_attempts or wait > longest_wait
-                tick = max(tick, math.ceil((at - started + wait) / poll_seconds))
-                verdict = judge(expected, Look(at=at, clusters=now), verdict, grace=grace, last=last)
-                if not unanswered:
+            await still_online(platform, workload, expected)
+        started = time.monotonic()
+        async with slot_released(), aclosing(platform.watch(workload, clusters, poll_seconds)) as looks:
+            async for look in looks:
+                error = look.error if isinstance(look.error, PlatformError) else None
+                if error:
+                    logger.warning("No status: %s", error)
+                wait = (error.retry_after or 0) if error else 0
+                last = look.at - started >= poll_seconds * (poll_attempts - 1) or wait > longest_wait
+                verdict = judge(expected, look, verdict, grace=grace, last=last)
+                if not error:
                     tell(Progress(step_name, "running", verdict.counts, aloud=True))
                 if verdict.ending is Ending.RELEASED:
                     logger.info("All new pods are ready: %s", verdict.counts)
                     return verdict
                 if verdict.ending is not Ending.WAITING:
-                    raise _error(verdict, unanswered, at - started)
-                if not unanswered and said != (said := verdict.explain()):
-                    logger.info("Waiting: %s", said)
-                await asyncio.sleep(max(0.0, started + tick * poll_seconds - time.monotonic()))
+                    raise _error(verdict, error, look.at - started)
+                if not error and explained != (explained := verdict.explain()):
+                    logger.info("Waiting: %s", explained)
+    raise RuntimeError("the platform stopped to observe the rollout")
 
 
 def _error(verdict: Verdict, unanswered: PlatformError | None, seconds: float) -> ReleaseError:

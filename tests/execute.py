@@ -8,7 +8,7 @@ from uuid import UUID
 from prefect import get_client
 from prefect.flow_engine import run_flow
 
-from prefect_rollout.flows.again import FLOWS
+from prefect_rollout.flows import FLOWS
 
 
 async def execute(run_id: UUID) -> None:

@@ -28,7 +28,11 @@ FROM_TEMPLATE = {
     "PREFECT_SERVER_REGISTER_BLOCKS_ON_START": "false",
 }
 # Prefect makes so many objects that a fifth of its processor time would go into looking for garbage.
-_START = "import gc; gc.set_threshold(100_000, 50, 100); from prefect.cli import app; app()"
+_START = (
+    "import gc; gc.set_threshold(100_000, 50, 100); "
+    "from prefect_rollout.execution import sqlite_tuning; sqlite_tuning.install(); "
+    "from prefect.cli import app; app()"
+)
 # Services that no test on a shared server observes.
 _WITHOUT = {
     f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false"

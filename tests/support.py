@@ -15,7 +15,7 @@ import httpx
 import psutil
 
 import forked
-from prefect_rollout.platforms.signing import StarkHmacSigner
+from prefect_rollout.platforms.container_cloud.signing import StarkHmacSigner
 from prefect_rollout.simulator import SimulatorServer
 
 BIN = Path(sys.executable).parent
@@ -203,7 +203,7 @@ class Zygote(forked.Zygote):
     """Starts processes that run a flow run each."""
 
     def __init__(self) -> None:
-        super().__init__("prefect_rollout.flows.again")
+        super().__init__("prefect_rollout.execution.resume")
 
     def start(self, run_id: object, environment: dict[str, str]) -> int:
         command = [Path(__file__).with_name("execute.py"), str(run_id)]

@@ -11,13 +11,13 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, temporary_settings
 
-from prefect_rollout import prefect_api
 from prefect_rollout.errors import ConfigurationError
+from prefect_rollout.execution import prefect_api
 from prefect_rollout.flows import deploy_latest_image
-from prefect_rollout.flows.conduct import run_link
-from prefect_rollout.guard import answering
 from prefect_rollout.mcp.connection import opened
-from prefect_rollout.report import render
+from prefect_rollout.release.report import render
+from prefect_rollout.runs.lifecycle import run_link
+from prefect_rollout.runs.prefect_errors import translate_errors
 from support import BIN, Cloud
 
 SECRET = "hunter2"
@@ -67,7 +67,10 @@ def test_what_is_no_web_address_is_no_link(ui: str) -> None:
 
 def test_an_error_that_quotes_an_address_is_told_without_it() -> None:
     request = httpx.Request("GET", f"http://me:{SECRET}@127.0.0.1:9/api/flows")
-    with pytest.raises(ConfigurationError, match=r"http://127\.0\.0\.1:9/api/flows") as caught, answering():
+    with (
+        pytest.raises(ConfigurationError, match=r"http://127\.0\.0\.1:9/api/flows") as caught,
+        translate_errors(),
+    ):
         httpx.Response(500, request=request).raise_for_status()
     assert SECRET not in str(caught.value) + json.dumps(caught.value.to_dict())
 

@@ -12,7 +12,6 @@ import respx
 from prefect import get_client
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_rollout import guard
 from prefect_rollout.blocks import ContainerCloud, ReleaseWindows, load_windows
 from prefect_rollout.errors import (
     ConfigurationError,
@@ -21,9 +20,10 @@ from prefect_rollout.errors import (
     RolloutError,
     WindowClosedError,
 )
-from prefect_rollout.flows import admission, deploy_latest_image, restart, rollback, scale
-from prefect_rollout.models import Outcome, ReleaseResult
-from prefect_rollout.progress import Progress, listening
+from prefect_rollout.flows import deploy_latest_image, restart, rollback, scale
+from prefect_rollout.release.progress import Progress, listening
+from prefect_rollout.release.result import Outcome, ReleaseResult
+from prefect_rollout.runs import admission, guard
 from support import Cloud
 
 pytestmark = pytest.mark.usefixtures("prefect_api")

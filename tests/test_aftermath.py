@@ -8,9 +8,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Failed
 
 from prefect_rollout import errors
-from prefect_rollout.aftermath import aftermath, aftermath_of_batch
-from prefect_rollout.batch import BatchResult, Row, Stage
-from prefect_rollout.diagnosis import Category, Diagnosis
+from prefect_rollout.batch.result import BatchResult, Row, Stage, aftermath_of_batch
 from prefect_rollout.errors import (
     AuthenticationError,
     BatchFailedError,
@@ -19,7 +17,6 @@ from prefect_rollout.errors import (
     DeploymentNotFoundError,
     InputError,
     LockedError,
-    MetaDataError,
     NotApprovedError,
     OverloadedError,
     PlanChangedError,
@@ -33,12 +30,16 @@ from prefect_rollout.errors import (
     UnforeseenError,
     UnreachableError,
     WindowClosedError,
+    WorkloadError,
 )
-from prefect_rollout.mcp.answers import Release, result_fields
-from prefect_rollout.mcp.releases import _next
-from prefect_rollout.models import Action, ClusterResult, Outcome, ReleaseResult
-from prefect_rollout.report import render
-from prefect_rollout.verdict import ClusterVerdict, Ending, Verdict
+from prefect_rollout.mcp.follow import _next
+from prefect_rollout.mcp.types import Release, result_fields
+from prefect_rollout.release.aftermath import aftermath_of_release
+from prefect_rollout.release.report import render
+from prefect_rollout.release.request import Action
+from prefect_rollout.release.result import ClusterResult, Outcome, ReleaseResult
+from prefect_rollout.verdict.diagnosis import Category, Diagnosis
+from prefect_rollout.verdict.verdict import ClusterVerdict, Ending, Verdict
 
 
 def cluster(name: str = "c1", **changes: Any) -> ClusterResult:
@@ -113,11 +114,14 @@ def result(*clusters: ClusterResult, **changes: Any) -> ReleaseResult:
 def test_a_release_that_is_stopped_says_what_the_cloud_continues_with(
     stopped: ReleaseResult, left: str, undo: str
 ) -> None:
-    assert aftermath(stopped) == (left, undo)
+    assert aftermath_of_release(stopped) == (left, undo)
 
 
 def test_one_that_was_done_stays() -> None:
-    assert aftermath(result(cluster()), done=True).left == "template 12 was published to c1, and it stays"
+    assert (
+        aftermath_of_release(result(cluster()), done=True).left
+        == "template 12 was published to c1, and it stays"
+    )
 
 
 def batch(*rows: Row, **changes: Any) -> BatchResult:
@@ -199,7 +203,7 @@ INVALID_NAME.verdict = Verdict(
         ended(PlanChangedError("x")),
         ended(ConfigurationError("x")),
         ended(InputError("x")),
-        ended(MetaDataError("x")),
+        ended(WorkloadError("x")),
         ended(RejectedError("x")),
         ended(AuthenticationError("x")),
         ended(ConflictError("another release was published")),
@@ -263,7 +267,7 @@ def test_an_assistant_is_told_to_retry_only_where_that_helps(token: str, offered
 def test_a_batch_can_be_retried_where_one_of_its_releases_can() -> None:
     def helps(of: BatchResult) -> bool:
         failed = BatchFailedError("1 failed")
-        failed.batch = of
+        failed.result = of
         return failed.retry_helps
 
     hopeless = row("a", Stage.FAILED, may_pass=False)
@@ -307,7 +311,7 @@ def test_a_rollback_that_failed_is_told_in_the_report_over_mcp_and_in_a_batch() 
     assert error.result is not None
     page = render(error.result)
     assert "**Diagnosis:** ImagePullError: web-1 in c1" in page
-    assert "**The release had failed:** CrashLoopBackOff: web-2 in c1" in page
+    assert "**The release failed first:** CrashLoopBackOff: web-2 in c1" in page
     fields = result_fields(error.result.model_dump(mode="json"))
     assert "ImagePullError" in fields["diagnosis"].category
     assert "CrashLoopBackOff" in fields["cause"].category

@@ -10,14 +10,13 @@ from prefect import tags
 from prefect.client.schemas.objects import FlowRun
 from pydantic import SecretStr, ValidationError
 
+from prefect_rollout.batch.plan import Plan
 from prefect_rollout.blocks import ContainerCloud
 from prefect_rollout.errors import ConfigurationError, InputError, PlanError
 from prefect_rollout.flows import deploy_batch, deploy_latest_image, rollback
-from prefect_rollout.flows.children import Kept
-from prefect_rollout.images import allows, registry_patterns, usable_pattern
-from prefect_rollout.mcp.command import Allowing
-from prefect_rollout.mcp.permits import Permits
-from prefect_rollout.plan import Plan
+from prefect_rollout.mcp.policy import Policy
+from prefect_rollout.release.images import allows, registry_patterns, usable_pattern
+from prefect_rollout.runs.children import ChildRuns
 from support import Cloud
 
 HOME: dict[str, Any] = {"app_id": 3290, "deployment": "qapm-home"}
@@ -92,7 +91,7 @@ def test_what_is_no_pattern_is_refused(pattern: str) -> None:
     with pytest.raises(ValidationError, match="allowed_images"):
         ContainerCloud(key_id=SecretStr("k"), secret_key=SecretStr("s"), allowed_images=[pattern])
     with pytest.raises(ConfigurationError, match="allow_image: ") as caught:
-        Allowing(allow_image=[pattern]).permits()
+        Policy(images=[pattern]).check_settings({})
     assert caught.value.data["field"] == "allow_image"
 
 
@@ -111,24 +110,24 @@ def test_a_registrys_address_stands_for_its_images(registry: str | None, pattern
 
 
 def test_an_mcp_server_marks_its_runs_with_what_it_allows() -> None:
-    assert Permits().tags(None) == ["allow-image:(ran before)"]
-    assert Permits().tags("harbor.example") == ["allow-image:(ran before)", "allow-image:harbor.example"]
-    assert Permits(images=["Harbor.example/team/"]).tags("x.example") == ["allow-image:harbor.example/team"]
-    batch = FlowRun(flow_id=uuid4(), tags=["entrance:mcp", "allow-image:r.example", "x"])
-    kept = Kept(client=None, batch=batch, kind="release").tags("1/web")  # type: ignore[arg-type]
+    assert Policy().tags(None) == ["allow-image:(ran before)"]
+    assert Policy().tags("harbor.example") == ["allow-image:(ran before)", "allow-image:harbor.example"]
+    assert Policy(images=["Harbor.example/team/"]).tags("x.example") == ["allow-image:harbor.example/team"]
+    batch = FlowRun(flow_id=uuid4(), tags=["trigger:mcp", "allow-image:r.example", "x"])
+    kept = ChildRuns(client=None, batch=batch, kind="release").tags("1/web")  # type: ignore[arg-type]
     assert kept == [f"batch:{batch.id}", "release:1/web", "allow-image:r.example"]
 
 
 def test_what_an_mcp_server_does_not_allow_is_refused_at_submission() -> None:
-    permits = Permits(images=["harbor.example/team"])
+    policy = Policy(images=["harbor.example/team"])
     for parameters in (
         {**HOME, "images": EVIL},
         {"plan": {"releases": [HOME | {"images": EVIL}]}},
     ):
         with pytest.raises(InputError, match="x:1' is not allowed here") as caught:
-            permits.check(parameters)
+            policy.check(parameters)
         assert "Allowed: harbor.example/team." in str(caught.value)
-    permits.check({**HOME, "images": {"qapm-home": "harbor.example/team/web:2"}})
+    policy.check({**HOME, "images": {"qapm-home": "harbor.example/team/web:2"}})
 
 
 # ---- in the flow --------------------------------------------------------------------------------

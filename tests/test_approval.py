@@ -20,7 +20,6 @@ from prefect.flow_engine import run_flow_async
 from prefect.settings import PREFECT_LOCAL_STORAGE_PATH, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling, Scheduled
 
-from prefect_rollout import guard
 from prefect_rollout.errors import (
     ConfigurationError,
     InputError,
@@ -29,11 +28,15 @@ from prefect_rollout.errors import (
     ReleaseCancelledError,
     RolloutError,
 )
-from prefect_rollout.flows import approval, deploy_latest_image
-from prefect_rollout.flows.again import go_on
-from prefect_rollout.flows.approval import Decision, question
-from prefect_rollout.models import Action, Difference, Outcome, ReleasePlan, ReleaseRequest, ReleaseResult
-from prefect_rollout.reaper import HEARTBEAT
+from prefect_rollout.execution.resume import resume
+from prefect_rollout.flows import deploy_latest_image
+from prefect_rollout.release.plan import ClusterPlan, ReleasePlan
+from prefect_rollout.release.progress import Progress, listening, silence, tell
+from prefect_rollout.release.request import Action, ReleaseRequest
+from prefect_rollout.release.result import Outcome, ReleaseResult
+from prefect_rollout.runs import approval, heartbeat
+from prefect_rollout.runs.approval import Decision, question
+from prefect_rollout.runs.heartbeat import HEARTBEAT
 from support import Cloud, lives, served
 
 HOME: dict[str, Any] = {
@@ -48,7 +51,7 @@ ASKED: dict[str, Any] = {**HOME, "approval": "before-release", "requested_by": "
 @pytest.fixture(autouse=True)
 def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have guards and paused runs look at what became of the run more often than every 3 and 2 s."""
-    monkeypatch.setattr(guard, "_TICK_SECONDS", 0.1)
+    monkeypatch.setattr(heartbeat, "_TICK_SECONDS", 0.1)
     monkeypatch.setattr(approval, "_LOOK_SECONDS", 0.2)
 
 
@@ -134,7 +137,7 @@ async def waiting_here(**parameters: Any) -> tuple[asyncio.Task[Any], UUID]:
 # ---- a Prefect deployment's run -----------------------------------------------------------------
 
 
-@pytest.mark.promise("Who asked cannot approve")
+@pytest.mark.promise("Requesters cannot approve their own release")
 @pytest.mark.usefixtures("prefect_api")
 async def test_a_release_is_suspended_and_released_once_somebody_has_approved(cloud: Cloud) -> None:
     run_id = await suspended(reason="<b>new</b> home")
@@ -191,7 +194,7 @@ async def _in_state(run_id: UUID, wanted: StateType) -> None:
         await asyncio.sleep(0.2)
 
 
-@pytest.mark.promise("Who asked cannot approve")
+@pytest.mark.promise("Requesters cannot approve their own release")
 @pytest.mark.usefixtures("prefect_api")
 async def test_a_rejected_release_ends_as_rejected_and_stays_so_when_it_is_retried(cloud: Cloud) -> None:
     run_id = await suspended()
@@ -207,7 +210,7 @@ async def test_a_rejected_release_ends_as_rejected_and_stays_so_when_it_is_retri
     assert all("was cancelled" in report and "lisi rejected it" in report for report in await reports(run_id))
 
 
-@pytest.mark.promise("Who asked cannot approve")
+@pytest.mark.promise("Requesters cannot approve their own release")
 @pytest.mark.usefixtures("prefect_api")
 async def test_who_asked_for_a_release_cannot_approve_it(
     cloud: Cloud, caplog: pytest.LogCaptureFixture
@@ -317,7 +320,7 @@ async def test_what_changed_while_somebody_thought_it_over_is_not_what_was_appro
     await deploy_latest_image(**HOME, lock_wait_seconds=0)  # nothing holds the deployment meanwhile
     await answer(run_id, "approve", "lisi")
     for attempt in (begun, retried):
-        with pytest.raises(PlanChangedError, match="is not what the plan"):
+        with pytest.raises(PlanChangedError, match=r"and [0-9a-f]{16} was expected"):
             await attempt(run_id)
     assert cloud.writes == ["template 1343170", "publish 1343170 to pub-bjwdt"]
 
@@ -413,7 +416,7 @@ async def test_a_run_that_is_gone_on_with_here_waits_here(cloud: Cloud) -> None:
     run_id = await suspended()
     async with get_client() as client:
         await client.set_flow_run_state(run_id, Cancelling())
-    retry = asyncio.create_task(go_on(run_id))
+    retry = asyncio.create_task(resume(run_id))
     async with asyncio.timeout(30):
         while not await inputs(run_id, "paused-release-2-schema"):
             assert not retry.done(), retry.result()
@@ -452,7 +455,7 @@ def test_the_question_says_what_changes_where() -> None:
         deployment="qapm-home",
         base_template_id=7,
         clusters=[
-            Difference(
+            ClusterPlan(
                 cluster="a",
                 template_before=5,
                 images_before={"home": "r/home:1"},
@@ -473,6 +476,14 @@ def test_the_question_says_what_changes_where() -> None:
         "`0123456789abcdef`",
     ):
         assert told in asked
+
+
+def test_a_wait_for_the_lock_after_the_approval_is_told() -> None:
+    told: list[str] = []
+    with listening(lambda progress: told.append(progress.detail)), silence():
+        tell(Progress("parse metadata", "running", "replicas: c1 1"))
+        tell(Progress("parse metadata", "running", "waiting for its lock", aloud=True))
+    assert told == ["waiting for its lock"]
 
 
 def test_a_form_that_prefect_let_through_is_still_read_with_care() -> None:

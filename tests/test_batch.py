@@ -30,7 +30,7 @@ from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 from prefect.states import Cancelling, Crashed, Pending
 
-from prefect_rollout.batch import BatchResult, Stage
+from prefect_rollout.batch.result import BatchResult, Stage
 from prefect_rollout.errors import (
     BatchFailedError,
     ConfigurationError,
@@ -41,10 +41,10 @@ from prefect_rollout.errors import (
     ReleaseCancelledError,
     RolloutError,
 )
+from prefect_rollout.execution.resume import resume
 from prefect_rollout.flows import deploy_batch, deploy_latest_image
-from prefect_rollout.flows.again import go_on
-from prefect_rollout.flows.children import children_of, name_of
-from prefect_rollout.models import Outcome
+from prefect_rollout.release.result import Outcome
+from prefect_rollout.runs.children import children_of, name_of
 from support import (
     BAD_IMAGE,
     ONCE,
@@ -64,8 +64,9 @@ pytestmark = pytest.mark.usefixtures("prefect_api")
 async def failing(plan: Any, **more: Any) -> BatchResult:
     with pytest.raises(BatchFailedError) as caught:
         await deploy_batch(plan, **more)
-    assert caught.value.batch is not None
-    return caught.value.batch
+    result = caught.value.result
+    assert isinstance(result, BatchResult)
+    return result
 
 
 def stages(result: BatchResult) -> dict[int, Stage]:
@@ -101,8 +102,8 @@ async def children(batch_id: UUID) -> dict[str, list[FlowRun]]:
 
 async def retried(batch_id: UUID) -> BatchResult:
     """The same flow run, once more, in this process; how it ended."""
-    ended = await (await go_on(batch_id)).aresult(raise_on_failure=False)
-    found = ended.batch if isinstance(ended, RolloutError) else ended
+    ended = await (await resume(batch_id)).aresult(raise_on_failure=False)
+    found = ended.result if isinstance(ended, RolloutError) else ended
     assert isinstance(found, BatchResult), ended
     return found
 
@@ -289,8 +290,8 @@ async def test_a_cancel_reaches_the_children(make_cloud: Any) -> None:
         await client.set_flow_run_state(run.id, Cancelling())
     with pytest.raises(ReleaseCancelledError) as caught:
         await asyncio.wait_for(batch, 60)
-    assert caught.value.batch is not None
-    assert stages(caught.value.batch) == {
+    assert caught.value.result is not None
+    assert stages(caught.value.result) == {
         1: Stage.CANCELLED,
         2: Stage.CANCELLED,
         3: Stage.SKIPPED,
@@ -299,7 +300,7 @@ async def test_a_cancel_reaches_the_children(make_cloud: Any) -> None:
     found = await children(run.id)
     assert set(found) == {"1/web", "2/web"}
     assert all(runs[0].state is not None and runs[0].state.is_cancelled() for runs in found.values())
-    assert (await batch_of(caught.value.batch)).state.is_cancelled()  # type: ignore[union-attr]
+    assert (await batch_of(caught.value.result)).state.is_cancelled()  # type: ignore[union-attr]
 
 
 async def test_a_release_that_the_prefect_api_did_not_hear_of_is_begun_again(make_cloud: Any) -> None:
@@ -484,9 +485,9 @@ async def test_a_batch_waits_for_approval_between_its_waves_and_goes_on_as_appro
     await answer(run.id, "approve")
     with pytest.raises(BatchFailedError) as caught:
         await asyncio.wait_for(batch, 120)
-    assert caught.value.batch is not None
-    assert caught.value.batch.approved_by == "lisi"
-    assert stages(caught.value.batch) == {
+    assert caught.value.result is not None
+    assert caught.value.result.approved_by == "lisi"
+    assert stages(caught.value.result) == {
         1: Stage.RELEASED,
         2: Stage.FAILED,
         3: Stage.RELEASED,
@@ -522,8 +523,8 @@ async def test_a_batch_of_a_deployment_is_suspended_and_goes_on_in_another_proce
         ended = await (await begun()).aresult(raise_on_failure=False)
     # What had failed is counted, and not tried again: nobody has asked for a retry.
     assert isinstance(ended, BatchFailedError)
-    assert ended.batch is not None
-    assert Counter(stages(ended.batch).values()) == {Stage.RELEASED: 3, Stage.FAILED: 1}
+    assert ended.result is not None
+    assert Counter(stages(ended.result).values()) == {Stage.RELEASED: 3, Stage.FAILED: 1}
     assert written(cloud) == dict.fromkeys(range(1, 5), ONCE)
     assert {len(runs) for runs in (await children(run.id)).values()} == {1}
 

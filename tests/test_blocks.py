@@ -11,7 +11,7 @@ from pydantic import SecretStr, ValidationError
 
 from prefect_rollout.blocks import ContainerCloud
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.platforms.container_cloud import ContainerCloudClient
+from prefect_rollout.platforms.container_cloud.client import ContainerCloudClient
 
 KEY = {"key_id": SecretStr("key"), "secret_key": SecretStr("s3cret")}
 VARIABLES = ["KEY_ID", "SECRET_KEY", "APP_ID", "ENV", "API_URL", "DEPLOY_NAME", "TEMPLATE_ID", "REGISTRY_URL"]
@@ -139,7 +139,7 @@ def test_a_signer_of_ones_own_is_named_by_its_import_path(monkeypatch: pytest.Mo
     monkeypatch.setitem(sys.modules, "own_signer", module)
     client = ContainerCloud(**KEY, signer="own_signer:OwnSigner").get_client()
     assert isinstance(client, ContainerCloudClient)
-    signer = client._http.auth
+    signer = client._cloud._http.auth
     assert isinstance(signer, OwnSigner)
     assert signer.made_of == ("key", "s3cret", "prod")
 

@@ -1,6 +1,6 @@
-"""The command line as its users call it: real processes, a real Prefect server, real sockets.
+"""The command line with real processes, a real Prefect server and real sockets.
 
-Processes are forked from one that has imported Prefect, except those whose start is part of the promise.
+Processes are forked from one that has imported Prefect, unless the start itself is tested.
 """
 
 import json
@@ -62,9 +62,33 @@ def test_help_names_the_commands(tmp_path: Path) -> None:
     for command in (
         *("demo", "simulate", "configure"),
         *("deploy", "batch", "rollback", "restart", "scale", "retry"),
-        *("history", "notify"),
+        "history",
     ):
         assert f" {command} " in shown.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "shown"),
+    [
+        ("deploy", ["What", "--app-id", "--deployment", "--image", "--template-id", "--dry-run", "--reason"]),
+        ("batch", ["What", " PLAN ", "--dry-run", "--only-failed"]),
+        ("rollback", ["What", "--app-id", "--deployment", "--to-template", "--dry-run", "--reason"]),
+        ("restart", ["What", "--app-id", "--deployment", "--dry-run", "--reason"]),
+        ("scale", ["What", "--app-id", "--deployment", "--replicas", "--dry-run", "--reason"]),
+    ],
+)
+def test_help_shows_the_options_in_groups_and_the_most_used_first(
+    tmp_path: Path, command: str, shown: list[str]
+) -> None:
+    ended = call(command, "--help", home=tmp_path, COLUMNS="80")
+    assert ended.returncode == 0
+    _, panels = ended.stdout.split("\n\n╭", 1)
+    watch = [] if command == "batch" else ["─ Watch ─", "--poll-seconds"]
+    for text in (*shown, "─ How ─", *watch, "─ Safety ─", "--expect-plan", "─ Output ─", "--json"):
+        assert text in panels
+        panels = panels[panels.index(text) :]
+    assert "--late-minutes" not in ended.stdout
+    assert max(map(len, ended.stdout.splitlines())) == 80
 
 
 @pytest.mark.promise("A failure says why")
@@ -144,7 +168,7 @@ def test_what_was_released_is_rolled_back_restarted_and_scaled(
     assert ended("deploy")[0] == 0
     code, result, said = ended("rollback", "--reason", "wrong")
     assert (code, result["action"], result["template_id"]) == (0, "rollback", 1343102)
-    assert "4/7 choose rollback done: pub-bjwdt to template 1343102" in said
+    assert "3/6 choose rollback done: pub-bjwdt to template 1343102" in said
     assert "Rolled back: qapm-home runs template 1343102" in said
     code, result, said = ended("restart")
     assert (code, result["action"]) == (0, "restart")
@@ -157,7 +181,7 @@ def test_what_was_released_is_rolled_back_restarted_and_scaled(
     assert (code, result["error"]["type"]) == (1, "TemplateNotFoundError")
 
 
-def test_a_release_that_fails_is_rolled_back_and_the_diagnosis_told(
+def test_a_release_that_fails_is_rolled_back_and_the_diagnosis_shown(
     cloud: Cloud, prefect_server: str, tmp_path: Path
 ) -> None:
     ended = deploy(
@@ -171,8 +195,8 @@ def test_a_release_that_fails_is_rolled_back_and_the_diagnosis_told(
     assert (diagnosis["category"], diagnosis["cluster"]) == ("ImagePullError", "pub-bjwdt")
     assert diagnosis["pod"].startswith("bad-image-")
     assert [cluster["rolled_back"] for cluster in result["clusters"]] == [True]
-    for told in ("ImagePullError", "rolled back", " UTC: pub-bjwdt has template 1343120 online"):
-        assert told in ended.stderr
+    for text in ("ImagePullError", "rolled back", " UTC: pub-bjwdt has template 1343120 online"):
+        assert text in ended.stderr
 
 
 @pytest.mark.parametrize(
@@ -203,9 +227,7 @@ def test_wrong_use_ends_2_and_names_what_is_wrong(
     assert cloud.record == []
 
 
-def test_a_prefect_api_that_does_not_answer_is_a_matter_of_configuration(
-    cloud: Cloud, tmp_path: Path
-) -> None:
+def test_a_prefect_api_that_does_not_answer_is_a_configuration_error(cloud: Cloud, tmp_path: Path) -> None:
     ended = deploy(cloud, "http://127.0.0.1:9/api", tmp_path, *HOME_APP, "--json")
     assert ended.returncode == 2
     assert json.loads(ended.stdout)["outcome"] == "failed"
@@ -269,10 +291,10 @@ def test_configure_says_what_does_not_work(
 
 
 @pytest.mark.server
-@pytest.mark.xdist_group("embedded API")
+@pytest.mark.xdist_group("ephemeral API")
 def test_the_demo_releases_on_its_own_and_leaves_the_users_prefect_alone(tmp_path: Path) -> None:
     home = new_prefect_home(tmp_path / ".prefect-rollout" / "demo")
-    # No variable for Prefect reaches the demo's.
+    # The demo ignores Prefect's environment variables.
     (home / ".env").write_text("".join(f"{name}={value}\n" for name, value in FROM_TEMPLATE.items()))
     before = {
         "PREFECT_API_URL": "http://127.0.0.1:9/api",
@@ -304,7 +326,7 @@ def killed_after_its_publish(cloud: Cloud, home: Path, **variables: str) -> None
     assert process.wait(10) == -signal.SIGKILL
 
 
-def test_a_killed_release_is_refused_while_it_counts_as_running_and_gone_on_with_once(
+def test_a_killed_release_is_refused_while_it_counts_as_running_and_continued_once(
     cloud: Cloud, prefect_server: str, tmp_path: Path
 ) -> None:
     api = {"PREFECT_API_URL": prefect_server}
@@ -330,14 +352,14 @@ def test_a_killed_release_is_refused_while_it_counts_as_running_and_gone_on_with
 
     again = retry()
     assert again.returncode == 2
-    assert "ended well already" in again.stderr
+    assert "has succeeded already" in again.stderr
     assert "Traceback" not in early.stderr + ended.stderr + again.stderr
 
 
-def test_a_release_cancelled_in_prefect_says_so_and_can_be_gone_on_with(
+def test_a_release_cancelled_in_prefect_says_so_and_can_be_continued(
     make_cloud: Any, prefect_server: str, tmp_path: Path
 ) -> None:
-    cloud = make_cloud(speed=5)  # slow-start then takes longer than a cancel
+    cloud = make_cloud(speed=5)  # slow-start takes longer than a cancel
     variables = {**cloud.environment, "PREFECT_API_URL": prefect_server}
     process = forked.Process(
         [
@@ -370,10 +392,10 @@ def test_a_release_cancelled_in_prefect_says_so_and_can_be_gone_on_with(
         ("", "is not the id of a flow run"),
         ("unknown", "has no flow run"),
         ("nightly", "is a run of the flow 'nightly'"),
-        ("restart", "is a run of the flow 'restart'"),  # of that name, and not ours
+        ("restart", "is a run of the flow 'restart'"),  # same name, but not our flow
     ],
 )
-def test_a_run_that_cannot_be_gone_on_with_is_named(
+def test_a_run_that_cannot_be_continued_is_named(
     cloud: Cloud, prefect_server: str, tmp_path: Path, flow: str, says: str
 ) -> None:
     run_id = {"": "qapm-home", "unknown": "00000000-0000-4000-8000-000000000000"}.get(flow)
@@ -427,7 +449,7 @@ releases:
 """
 
 
-def test_a_batch_tells_each_release_and_what_failed_and_is_gone_on_with(
+def test_a_batch_shows_each_release_and_each_failure_and_is_continued(
     cloud: Cloud, prefect_server: str, tmp_path: Path
 ) -> None:
     plan = tmp_path / "plan.yaml"
@@ -452,14 +474,14 @@ def test_a_batch_tells_each_release_and_what_failed_and_is_gone_on_with(
 
     cloud.control("PUT", "apps/3290/deployments/bad-image/behaviour", json=[])
     again = call("retry", result["batch_id"], "--json", home=tmp_path, **variables)
-    assert again.returncode == 1, again.stderr  # its pods keep the image that nobody pushed
+    assert again.returncode == 1, again.stderr  # its pods keep the missing image
     assert {row["name"] for row in json.loads(again.stdout)["releases"] if row["stage"] == "failed"} == {
         "3290/bad-image"
     }
     assert len(cloud.record) == written
 
 
-def test_the_mistakes_of_a_plan_are_all_listed_with_their_lines(tmp_path: Path) -> None:
+def test_all_mistakes_of_a_plan_are_listed_with_their_lines(tmp_path: Path) -> None:
     plan = tmp_path / "plan.yaml"
     plan.write_text(PLAN.replace("wave: 2", "wawe: 2").replace("qapm-home", "bad-image"), encoding="utf-8")
     ended = call("batch", str(plan), home=tmp_path)

@@ -6,14 +6,15 @@ from typing import Any
 
 import pytest
 
-from prefect_rollout.models import Deployment
-from prefect_rollout.platforms.container_cloud import ContainerCloudClient, PathTable
+from prefect_rollout.platforms.container_cloud.client import ContainerCloudClient
+from prefect_rollout.platforms.container_cloud.exchange import PathTable
+from prefect_rollout.release.workload import Change, Revision, Workload
 from prefect_rollout.simulator import Scenario, SimulatorServer
 from prefect_rollout.simulator.fault import Fault
 from support import Door, DoorSigner
 from troubles import TROUBLES, Trouble
 
-API = Deployment(id=20772, name="qapm-api", app_id=3290)
+API = Workload(app_id=3290, app="qapm", id=20772, name="qapm-api")
 HERE, THERE, NEWEST = "pub-bjwdt", "pub-bjyt", 1343161
 WRITES = {"upgrade": None, "publish": THERE, "restart": HERE, "scale": HERE}  # and their clusters
 
@@ -24,18 +25,20 @@ async def listed(items: AsyncIterator[Any]) -> list[Any]:
 
 CALLS: dict[str, Callable[[ContainerCloudClient], Awaitable[Any]]] = {
     "app": lambda client: client.app(3290),
-    "deployments": lambda client: client.deployment(3290, "qapm-api"),
-    "templates": lambda client: listed(client.templates(API)),
-    "template": lambda client: client.template(API, NEWEST),
+    "deployments": lambda client: client._deployment(3290, "qapm-api"),
+    "templates": lambda client: client.revisions(API),
+    "template": lambda client: client.revision(API, NEWEST),
     "status": lambda client: client.status(API, [HERE, THERE]),
     "online": lambda client: client.online(API),
-    "history": lambda client: listed(client.history(API)),
-    "upgrade": lambda client: client.upgrade(
-        API, template_id=NEWEST, clusters=[HERE, THERE], images={}, description="", key="upgrade"
+    "history": lambda client: listed(client.published(API)),
+    "upgrade": lambda client: client.prepare(
+        API, Revision(id=NEWEST), {}, clusters=[HERE, THERE], release_id="r", note="", key="upgrade"
     ),
-    "publish": lambda client: client.publish(API, NEWEST, THERE, 3, key="publish"),
-    "restart": lambda client: client.restart(API, HERE, key="restart"),
-    "scale": lambda client: client.scale(API, HERE, 3, key="scale"),
+    "publish": lambda client: client.apply(
+        API, THERE, Change(base=NEWEST, images={}, revision=NEWEST), replicas=3, over=None, key="publish"
+    ),
+    "restart": lambda client: client.restart(API, HERE, online=NEWEST, key="restart"),
+    "scale": lambda client: client.scale(API, HERE, 3, online=NEWEST, key="scale"),
 }
 
 

@@ -20,6 +20,7 @@ from prefect_rollout.errors import (
     ConfigurationError,
     ConflictError,
     DeploymentNotFoundError,
+    ForeignTemplateError,
     InputError,
     NotFoundError,
     OverloadedError,
@@ -30,21 +31,27 @@ from prefect_rollout.errors import (
     TemplateNotFoundError,
     UnreachableError,
     UnusableAnswerError,
+    UpgradeError,
 )
-from prefect_rollout.models import Deployment
-from prefect_rollout.platforms import container_cloud
-from prefect_rollout.platforms.container_cloud import ContainerCloudClient, PathTable
+from prefect_rollout.platforms.container_cloud import exchange
+from prefect_rollout.platforms.container_cloud.client import ContainerCloudClient
+from prefect_rollout.platforms.container_cloud.exchange import PathTable
+from prefect_rollout.platforms.container_cloud.signing import StarkHmacSigner
 from prefect_rollout.platforms.port import Platform
-from prefect_rollout.platforms.signing import StarkHmacSigner
+from prefect_rollout.release.workload import Applied, Change, Revision, Workload
 
 URL = "https://cloud.example"
 API = f"{URL}/openapi/v1"
-HOME = Deployment(id=7, name="qapm-home", app_id=3290)
+HOME = Workload(app_id=3290, app="qapm", id=7, name="qapm-home")
 SIGNER = StarkHmacSigner(key_id="key", secret_key="s3cret", env="prod")
 
 
 def client(**options: Any) -> ContainerCloudClient:
     return ContainerCloudClient(URL, signer=SIGNER, **options)
+
+
+def change(revision: int) -> Change:
+    return Change(base=revision, images={}, revision=revision)
 
 
 def answering(response: httpx.Response) -> ContainerCloudClient:
@@ -106,7 +113,7 @@ async def test_no_answer_is_worth_another_try(kind: type[Exception]) -> None:
 
     async with client(transport=httpx.MockTransport(fail)) as cloud:
         with pytest.raises(UnreachableError) as caught:
-            await cloud.publish(HOME, 1, "c", 1, key="k")
+            await cloud.apply(HOME, "c", change(1), replicas=1, over=None, key="k")
     assert caught.value.retryable
     assert caught.value.data["cluster"] == "c"
 
@@ -174,7 +181,7 @@ async def test_an_answer_becomes_the_error_that_the_contract_names(
 async def test_a_refusal_keeps_the_clouds_chinese_words_and_its_request_id() -> None:
     async with answering(refusal(403, 403001, "配额不足，请联系管理员")) as cloud:
         with pytest.raises(QuotaExceededError, match="配额不足，请联系管理员") as caught:
-            await cloud.publish(HOME, 1, "pub-bjwdt", 1, key="k")
+            await cloud.apply(HOME, "pub-bjwdt", change(1), replicas=1, over=None, key="k")
     assert caught.value.data == {
         "status": 403,
         "code": 403001,
@@ -245,8 +252,8 @@ async def test_every_page_is_followed_to_the_last() -> None:
         )
     )
     async with client() as cloud:
-        ids = [template.id async for template in cloud.templates(HOME)]
-    assert ids == [10, 20, 30]
+        ids = [revision.id for revision in await cloud.revisions(HOME)]
+    assert ids == [30, 20, 10]  # newest first, in whatever order they come
     assert dict(route.calls.last.request.url.params) == {
         "deploymentId": "7",
         "sortby": "-id",
@@ -258,7 +265,7 @@ async def test_every_page_is_followed_to_the_last() -> None:
 @pytest.mark.parametrize("items", [None, []])
 async def test_an_empty_list_may_be_null(items: list[Any] | None) -> None:
     async with answering(page(items)) as cloud:
-        assert [template async for template in cloud.templates(HOME)] == []
+        assert await cloud.revisions(HOME) == []
 
 
 async def test_pages_without_a_total_end_at_the_first_empty_one() -> None:
@@ -267,28 +274,30 @@ async def test_pages_without_a_total_end_at_the_first_empty_one() -> None:
         return page([{"id": number}] if number < 3 else None, number, None)
 
     async with client(transport=httpx.MockTransport(answer)) as cloud:
-        assert [template.id async for template in cloud.templates(HOME)] == [1, 2]
+        assert [revision.id for revision in await cloud.revisions(HOME)] == [2, 1]
 
 
 async def test_pages_without_end_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(container_cloud, "MAX_PAGES", 5)
+    monkeypatch.setattr(exchange, "MAX_PAGES", 5)
     async with answering(page([{"id": 1}], 1, 10**9)) as cloud:
         with pytest.raises(UnusableAnswerError, match="does not end"):
-            _ = [template async for template in cloud.templates(HOME)]
+            await cloud.revisions(HOME)
 
 
 async def test_a_deployment_is_found_by_its_exact_name_or_near_names_are_listed() -> None:
     def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/3290"):
+            return data({"id": 3290, "name": "qapm"})
         # A cloud whose filter means "contains".
         return page(
             [{"id": 1, "name": "qapm-home-beta"}, {"id": 2, "name": "qapm-home"}, {"id": 3, "name": "zzz"}]
         )
 
     async with client(transport=httpx.MockTransport(answer)) as cloud:
-        found = await cloud.deployment(3290, "qapm-home")
-        assert (found.id, found.app_id) == (2, 3290)
+        found = await cloud.workload(3290, "qapm-home")
+        assert (found.id, found.name, found.app_id, found.app) == (2, "qapm-home", 3290, "qapm")
         with pytest.raises(DeploymentNotFoundError) as caught:
-            await cloud.deployment(3290, "qapm-hom")
+            await cloud.workload(3290, "qapm-hom")
     assert caught.value.data["known"] == ["qapm-home", "qapm-home-beta", "zzz"]
 
 
@@ -302,7 +311,7 @@ async def test_an_app_that_answers_under_another_id_is_not_the_app() -> None:
 async def test_an_unknown_template_is_named() -> None:
     async with answering(refusal(404)) as cloud:
         with pytest.raises(TemplateNotFoundError, match="'99'"):
-            await cloud.template(HOME, 99)
+            await cloud.revision(HOME, 99)
 
 
 STATUS_A = {"cluster": "a", "pods": [{"name": "p", "state": "Running"}]}
@@ -350,18 +359,21 @@ async def test_writes_carry_the_contracts_bodies_and_keys() -> None:
     restart = respx.post(f"{API}/apps/3290/deployments/7/clusters/a/restart").mock(return_value=data("ok"))
     scale = respx.post(f"{API}/apps/3290/deployments/7/clusters/a/scale").mock(return_value=data("ok"))
     async with client() as cloud:
-        created = await cloud.upgrade(
+        created = await cloud.prepare(
             HOME,
-            template_id=8,
+            Revision(id=8),
+            {"web": "r/w:1"},
             clusters=["a"],
-            images={"web": "r/w:1"},
-            description="发布 release=x",
+            release_id="x",
+            note="发布",
             key="x:upgrade",
         )
-        await cloud.publish(HOME, 9, "pub/a", 2, key="x:publish:集群")
-        await cloud.restart(HOME, "a", key="x:restart:a")
-        await cloud.scale(HOME, "a", 3, key="x:scale:a")
-    assert created == [9]
+        assert await cloud.apply(HOME, "pub/a", created, replicas=2, over=8, key="x:publish:集群") == Applied(
+            revision=9
+        )
+        assert await cloud.restart(HOME, "a", online=9, key="x:restart:a") == Applied(revision=9)
+        assert await cloud.scale(HOME, "a", 3, online=9, key="x:scale:a") == Applied(revision=9)
+    assert created == Change(base=8, images={"web": "r/w:1"}, revision=9)
     sent = upgrade.calls.last.request
     assert json.loads(sent.content) == {
         "templateId": 8,
@@ -374,6 +386,60 @@ async def test_writes_carry_the_contracts_bodies_and_keys() -> None:
     assert json.loads(publish.calls.last.request.content) == {"replicas": 2}
     assert restart.called
     assert json.loads(scale.calls.last.request.content) == {"replicas": 3}
+
+
+@pytest.mark.parametrize("created", [None, [], [9, 10]])
+async def test_an_upgrade_that_does_not_create_one_template_is_an_error(created: list[int] | None) -> None:
+    async with answering(data({"templateIds": created})) as cloud:
+        with pytest.raises(UpgradeError) as caught:
+            await cloud.prepare(
+                HOME, Revision(id=8), {}, clusters=["a"], release_id="x", note="", key="x:upgrade"
+            )
+    assert caught.value.data["template_ids"] == (created or [])
+
+
+async def test_a_change_is_found_again_by_the_release_in_its_description() -> None:
+    marked = [{"id": 9, "description": "发布 release=x"}, {"id": 8, "description": "release=xy"}, {"id": 7}]
+    async with answering(page(marked)) as cloud:
+        found = await cloud.prepared(HOME, "x")
+        assert found is not None
+        assert found.revision == 9
+        assert await cloud.prepared(HOME, "y") is None
+        assert [revision.made_by for revision in await cloud.revisions(HOME)] == ["x", "xy", None]
+    async with answering(page([*marked, {"id": 10, "description": "release=x"}])) as cloud:
+        with pytest.raises(UpgradeError, match="9, 10"):
+            await cloud.prepared(HOME, "x")
+
+
+@pytest.mark.parametrize(
+    ("deployment_id", "listed", "owned"),
+    [(7, [], True), ("7", [], True), (8, [9], False), (None, [9], True), (None, [8], False)],
+)
+async def test_a_revision_of_another_deployment_is_refused(
+    deployment_id: int | str | None, listed: list[int], owned: bool
+) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/tpls/9"):
+            return data({"id": 9, "deploymentId": deployment_id})
+        return page([{"id": each} for each in listed])
+
+    async with client(transport=httpx.MockTransport(answer)) as cloud:
+        if owned:
+            assert (await cloud.revision(HOME, 9)).id == 9
+        else:
+            with pytest.raises(ForeignTemplateError, match="template 9 does not belong to qapm-home"):
+                await cloud.revision(HOME, 9)
+
+
+async def test_only_accepted_writes_count_as_published() -> None:
+    entries = [
+        {"templateId": 9, "cluster": "a", "status": 0},
+        {"templateId": 8, "cluster": "a", "status": 1},
+        {"templateId": 7, "cluster": "b"},
+        {"templateId": "6", "cluster": "b", "status": 1},
+    ]
+    async with answering(page(entries)) as cloud:
+        assert [entry async for entry in cloud.published(HOME)] == [("a", 8), ("b", "6")]
 
 
 @respx.mock

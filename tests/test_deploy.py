@@ -19,7 +19,6 @@ from prefect.states import AwaitingRetry
 from pydantic import SecretStr
 
 from prefect_rollout.blocks import ContainerCloud
-from prefect_rollout.diagnosis import Category
 from prefect_rollout.errors import (
     AppNotFoundError,
     AuthenticationError,
@@ -30,7 +29,6 @@ from prefect_rollout.errors import (
     DeploymentNotFoundError,
     ForeignTemplateError,
     InputError,
-    MetaDataError,
     NoTemplateError,
     OverloadedError,
     QuotaExceededError,
@@ -40,11 +38,14 @@ from prefect_rollout.errors import (
     ServerFaultError,
     TemplateNotFoundError,
     UnreadableTemplateError,
+    WorkloadError,
 )
 from prefect_rollout.flows import deploy_latest_image
-from prefect_rollout.models import Outcome, ReleaseResult, Version
-from prefect_rollout.progress import STEPS, Progress, listening
+from prefect_rollout.release.progress import STEPS, Progress, listening
+from prefect_rollout.release.result import Outcome, ReleaseResult
+from prefect_rollout.release.workload import Revision
 from prefect_rollout.tasks import build_image_list, check_deployment, get_template, parse_metadata
+from prefect_rollout.verdict.diagnosis import Category
 from support import Cloud, task_runs_of
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -64,13 +65,15 @@ async def failure(kind: type[RolloutError], **parameters: Any) -> RolloutError:
     return caught.value
 
 
-async def read(target: str = "container-cloud/default", **parameters: Any) -> Version:
+async def read(target: str = "container-cloud/default", **parameters: Any) -> Revision:
     """Take the steps that come before the first write, without a flow; return the template."""
     asked = {**FAST, **parameters}
     checked = await check_deployment.fn(asked["app_id"], asked["deployment"], target=target)
-    await parse_metadata.fn(checked.deployment, asked.get("clusters"))
-    template = await get_template.fn(checked.deployment, asked.get("template_id"), target=target)
-    await build_image_list.fn(template, asked.get("images"))
+    placement = await parse_metadata.fn(checked.workload, asked.get("clusters"), target=target)
+    template = await get_template.fn(checked.workload, asked.get("template_id"), target=target)
+    await build_image_list.fn(
+        checked.workload, list(placement.replicas), template, asked.get("images"), target=target
+    )
     return template
 
 
@@ -243,20 +246,20 @@ async def test_a_step_that_finds_something_missing_ends_the_release_before_anyth
 
 
 DEPLOYMENTS: dict[str, tuple[dict[str, Any], type[RolloutError]]] = {
-    "empty metaData": ({"metaData": ""}, MetaDataError),
-    "metaData that is no JSON": ({"metaData": "{clusters"}, MetaDataError),
-    "metaData of another shape": ({"metaData": '{"clusters": ["c1"]}'}, MetaDataError),
-    "metaData without clusters": ({"metaData": "{}"}, MetaDataError),
+    "empty metaData": ({"metaData": ""}, WorkloadError),
+    "metaData that is no JSON": ({"metaData": "{clusters"}, WorkloadError),
+    "metaData of another shape": ({"metaData": '{"clusters": ["c1"]}'}, WorkloadError),
+    "metaData without clusters": ({"metaData": "{}"}, WorkloadError),
     "metaData with a cluster that climbs": (
         {"metaData": '{"clusters": {"..": {"replica": 1}}}'},
-        MetaDataError,
+        WorkloadError,
     ),
     "metaData with two clusters in one name": (
         {"metaData": '{"clusters": {"a,b": {"replica": 1}}}'},
-        MetaDataError,
+        WorkloadError,
     ),
-    "metaData without replicas": ({"metaData": '{"clusters": {"c1": {"name": "c1"}}}'}, MetaDataError),
-    "metaData nested 10,000 deep": ({"metaData": '{"a":' * 10_000 + "1" + "}" * 10_000}, MetaDataError),
+    "metaData without replicas": ({"metaData": '{"clusters": {"c1": {"name": "c1"}}}'}, WorkloadError),
+    "metaData nested 10,000 deep": ({"metaData": '{"a":' * 10_000 + "1" + "}" * 10_000}, WorkloadError),
     "no template": ({"templates": []}, NoTemplateError),
     "template that is no JSON": ({"templates": [{"id": 1, "template": "{"}]}, UnreadableTemplateError),
     "template that is no Deployment": (
@@ -425,9 +428,9 @@ async def test_a_failed_run_that_is_retried_goes_on_where_it_stopped(cloud: Clou
         "publish 1343170 to pub-bjyt",
     ]
     again = [seen["call"] for seen in cloud.requests][len(before) :]
-    # Does the first publish still stand? Then the second one's own look, and its write.
-    assert again[:4] == ["online", "online", "status", "publish"]
-    assert set(again[4:]) == {"online", "status"}  # is what was published still online? then the polls
+    # Has somebody else published? Is the first publish online? Then the second one looks and writes.
+    assert again[:5] == ["online", "online", "online", "status", "publish"]
+    assert set(again[5:]) == {"online", "status"}  # is what was published still online? then the polls
 
 
 async def test_a_parameter_of_the_wrong_kind_is_refused_before_anything_is_asked(cloud: Cloud) -> None:

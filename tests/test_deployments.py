@@ -20,11 +20,10 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling, Pending
 from prefect.types.entrypoint import EntrypointType
 
-from prefect_rollout import reaper
+from prefect_rollout.execution.worker import RolloutWorker, _heartbeats
 from prefect_rollout.flows import deploy_latest_image
-from prefect_rollout.models import ReleaseResult
-from prefect_rollout.runner import _heard
-from prefect_rollout.worker import RolloutWorker
+from prefect_rollout.release.result import ReleaseResult
+from prefect_rollout.runs import zombies
 from support import Cloud, eventually, kill_tree, prefect, served, worker
 from tap import tapped
 
@@ -206,7 +205,7 @@ async def test_what_a_killed_worker_had_taken_and_not_begun_is_found_by_another(
 ) -> None:
     name, _ = await warm_pool()
     async with get_client() as client:
-        await reaper.ensure(client)
+        await zombies.ensure(client)
         deployment = await client.read_deployment_by_name(name)
         asked = {"app_id": 3290, "deployment": "qapm-home"}
         taken, waits = [
@@ -215,17 +214,18 @@ async def test_what_a_killed_worker_had_taken_and_not_begun_is_found_by_another(
         ]
         moment = datetime.now(UTC)
         # As if that had been long ago.
-        monkeypatch.setattr(reaper, "_BUFFER", Since(moment))
-        mine, others = (reaper.Lookout(client, pool) for pool in ("warm", "another"))
-        async with _heard(client, waits.id):  # by the worker that has taken it
-            for lookout in (mine, others):
-                assert await lookout.look(spared=()) == []
-            await eventually(partial(reaper._heard, client, f"prefect.flow-run.{waits.id}", moment))
-            for lookout in (mine, others):
-                assert lookout._left
-                await eventually(partial(reaper._heard, client, lookout._resource, lookout._left))
-            assert await others.look(spared=()) == []
-            killed = {run.id for run in await mine.look(spared=())}
+        monkeypatch.setattr(zombies, "_BUFFER", Since(moment))
+        heard = zombies._heartbeat_since
+        mine, others = (zombies.ZombieDetector(client, pool) for pool in ("warm", "another"))
+        async with _heartbeats(client, waits.id):  # by the worker that has taken it
+            for detector in (mine, others):
+                assert await detector.detect(alive=()) == []
+            await eventually(partial(heard, client, f"prefect.flow-run.{waits.id}", moment))
+            for detector in (mine, others):
+                assert detector._sent
+                await eventually(partial(heard, client, detector._resource, detector._sent))
+            assert await others.detect(alive=()) == []
+            killed = {run.id for run in await mine.detect(alive=())}
         assert killed & {taken.id, waits.id} == {taken.id}
         assert (await client.read_flow_run(waits.id)).state_type is StateType.PENDING
         for run in (taken, waits):
@@ -243,9 +243,9 @@ async def test_a_worker_of_our_own_type_outlives_a_look_for_killed_releases_that
     with spoilt as tap, temporary_settings({PREFECT_API_URL: f"{tap.url}{api.path}"}):
         async with RolloutWorker("warm") as started:
             for _ in range(2):  # the second looks whether the first was recorded
-                started._looked = -60.0
+                started._detected_at = -60.0
                 await started.sync_with_backend()
-    assert "Could not look for releases that were killed" in caplog.text
+    assert "Killed releases could not be detected" in caplog.text
 
 
 async def _published(cloud: Cloud, times: int = 1) -> bool:

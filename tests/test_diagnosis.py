@@ -1,12 +1,12 @@
 import pytest
 from pydantic import ValidationError
 
-from prefect_rollout.diagnosis import Category, Diagnosis
+from prefect_rollout.verdict.diagnosis import Category, Diagnosis
 
 STABLE = """
     InvalidImageName ImagePullError CrashLoopBackOff OOMKilled ContainerConfigError Unschedulable
     QuotaExceeded ContainerNotReady PodPending UnknownState NoPods OldPodsLeft NotObserved NoStatus
-    Unconfirmed ReplicasDiffer BaselineUnknown InvalidInput Configuration NotFound MetaData Template
+    Unconfirmed ReplicasDiffer BaselineUnknown InvalidInput Configuration NotFound Workload Template
     Unauthenticated AccessDenied Rejected Conflict Overloaded ServerFault Unreachable UnusableAnswer
     Cancelled Locked Batch WindowClosed Internal
 """

@@ -13,10 +13,7 @@ from uuid import UUID
 import pytest
 from prefect import get_client
 
-from prefect_rollout import guard
-from prefect_rollout.batch import BatchResult, Stage, looking_on
-from prefect_rollout.diagnosis import Category
-from prefect_rollout.difference import UNSEEN, plan_lines
+from prefect_rollout.batch.result import BatchResult, Stage, looking_on
 from prefect_rollout.errors import (
     ReleaseCancelledError,
     ReleaseError,
@@ -25,9 +22,14 @@ from prefect_rollout.errors import (
     RolloutError,
 )
 from prefect_rollout.flows import deploy_batch, deploy_latest_image, restart, rollback, scale
-from prefect_rollout.models import Outcome
-from prefect_rollout.progress import Progress, listening
-from prefect_rollout.report import render
+from prefect_rollout.release.plan import UNSEEN
+from prefect_rollout.release.plan_words import plan_lines
+from prefect_rollout.release.progress import Progress, listening
+from prefect_rollout.release.report import render
+from prefect_rollout.release.result import Outcome
+from prefect_rollout.runs import guard
+from prefect_rollout.text import markdown
+from prefect_rollout.verdict.diagnosis import Category
 from support import BIN, FAST, Cloud, eventually, shop, web
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -54,19 +56,19 @@ async def test_a_restart_keeps_the_pods_of_a_scaling_and_a_plan_says_that_they_c
     assert result.outcome is Outcome.RELEASED
     assert [(each.replicas, each.ready) for each in result.clusters] == [(3, 3)] * 2
     assert [truth["wanted"] for truth in cloud.truth("web")] == [3, 3]
-    unreported = "the cloud does not report how many pods it was asked for"
-    note = "3 pods stay, the metaData says 1"
+    unreported = "the platform does not report its desired replicas"
+    note = "replicas stay at 3 (configured: 1)"
     if not optional_fields:
-        note = f"{unreported}: 3 are assumed, as so many are listed"
+        note = f"{unreported}: 3 assumed, as so many pods are listed"
     assert result.clusters[0].note == note
-    assert note in render(result)
+    assert markdown(note) in render(result)
 
     flows: list[tuple[Any, dict[str, Any]]] = [(deploy_latest_image, {}), (rollback, {"to_template": 11})]
     for flow, more in flows if optional_fields else flows[:1]:
         plan = (await flow(**WEB, **more, dry_run=True)).plan
         assert plan is not None
         for after in (1, 2):
-            said = f"3 → {after}: the metaData says {after}"
+            said = f"3 → {after}, as configured"
             line = f"    replicas {said}" if optional_fields else f"    pods {said}; {unreported}"
             assert line in plan_lines(plan)
 
@@ -156,10 +158,10 @@ async def test_a_release_whose_process_ends_crashes_and_says_what_the_cloud_cont
 ) -> None:
     release = asyncio.create_task(deploy_latest_image(**SLOW))
     await eventually(lambda: _seen(cloud, "status", 4))
-    (run_id,) = guard.watched()
+    (run_id,) = guard.guarded_runs()
     told: list[str] = []
-    assert guard.end_here(run_id)
-    with pytest.raises(ReleaseCancelledError, match="its process was told to end") as caught:
+    assert guard.shut_down(run_id)
+    with pytest.raises(ReleaseCancelledError, match="its process was shut down") as caught:
         await release
     state = await state_of(str(run_id))
     assert state.is_crashed()
@@ -196,7 +198,7 @@ def test_a_command_that_is_terminated_says_what_the_cloud_continues_with(
             break
     printed, said = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert f"its process was told to end: {PUBLISHED}" in said
+    assert f"its process was shut down: {PUBLISHED}" in said
     result = json.loads(printed)
     assert result["outcome"] == "cancelled"
     assert PUBLISHED in result["error"]["message"]
@@ -225,14 +227,14 @@ async def test_a_batch_that_is_cancelled_says_with_which_releases_the_cloud_cont
     assert guard.cancel_all("Ctrl-C")
     with pytest.raises(RolloutError, match="Ctrl-C") as caught:
         await batch
-    assert caught.value.batch is not None
+    assert caught.value.result is not None
     left = "what was released stays (1); the cloud continues with what was published of 2/web"
     assert left in str(caught.value)
     assert "Roll those deployments back to undo it." in str(caught.value)
-    assert [row.stage for row in caught.value.batch.releases] == [
+    assert [row.stage for row in caught.value.result.releases] == [
         Stage.RELEASED,
         Stage.CANCELLED,
         Stage.SKIPPED,
     ]
-    assert left in str((await state_of(caught.value.batch.batch_id)).message)
+    assert left in str((await state_of(caught.value.result.batch_id)).message)
     assert caught.value.retry_helps

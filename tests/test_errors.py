@@ -15,8 +15,10 @@ from prefect_rollout.errors import (
     ReleaseTimedOutError,
     RolloutError,
 )
-from prefect_rollout.models import ClusterStatus
-from prefect_rollout.verdict import Expected, Look, judge
+from prefect_rollout.platforms.container_cloud.payloads import ClusterStatus
+from prefect_rollout.verdict.expected import Expected
+from prefect_rollout.verdict.judge import judge
+from prefect_rollout.verdict.status import Observation
 
 TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, RolloutError)]
 
@@ -76,10 +78,10 @@ def test_near_names_are_listed_and_kept() -> None:
 @pytest.mark.parametrize("kind", [ReleaseFailedError, ReleaseTimedOutError])
 def test_a_release_error_tells_its_verdicts_diagnosis(kind: type[ReleaseError]) -> None:
     pod = {"name": "web-1", "state": "InvalidImageName", "templateId": 2}
-    status = ClusterStatus.model_validate({"cluster": "east", "pods": [pod]})
+    status = ClusterStatus.model_validate({"cluster": "east", "pods": [pod]}).status
     error = kind("0 of 1 new pods ready in east", advice="Correct the image's name.")
     error.verdict = judge(
-        [Expected(cluster="east", template_id=2, replicas=1)], Look(at=0, clusters={"east": status})
+        [Expected(cluster="east", revision=2, replicas=1)], Observation(at=0, clusters={"east": status})
     )
     assert error.diagnosis is error.verdict.diagnosis
     assert error.to_dict()["diagnosis"]["pod"] == "web-1"

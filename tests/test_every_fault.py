@@ -23,8 +23,8 @@ from pydantic import SecretStr
 from prefect_rollout.blocks import ContainerCloud
 from prefect_rollout.errors import ReleaseTimedOutError, RolloutError, UnreachableError
 from prefect_rollout.flows import deploy_latest_image
-from prefect_rollout.models import Outcome, ReleaseResult
-from prefect_rollout.progress import Progress, listening
+from prefect_rollout.release.progress import Progress, listening
+from prefect_rollout.release.result import Outcome, ReleaseResult
 from prefect_rollout.simulator import Scenario, SimulatorServer
 from prefect_rollout.simulator.fault import Fault
 from support import Door, DoorSigner, record_cell

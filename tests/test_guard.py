@@ -32,7 +32,6 @@ from prefect.settings import (
 )
 from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed
 
-from prefect_rollout import guard, reaper
 from prefect_rollout.errors import (
     ConfigurationError,
     ConflictError,
@@ -43,9 +42,11 @@ from prefect_rollout.errors import (
     RolloutError,
 )
 from prefect_rollout.flows import deploy_latest_image
-from prefect_rollout.models import Outcome
-from prefect_rollout.platforms.container_cloud import cloud_identity
-from prefect_rollout.progress import Progress, listening
+from prefect_rollout.platforms.container_cloud.exchange import cloud_identity
+from prefect_rollout.release.progress import Progress, listening
+from prefect_rollout.release.result import Outcome
+from prefect_rollout.runs import guard, heartbeat, lock, zombies
+from prefect_rollout.runs.lock import lock_name
 from support import Cloud
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -57,7 +58,7 @@ SLOW: dict[str, Any] = {**FAST, "deployment": "never-ready", "poll_seconds": 0.5
 @pytest.fixture(autouse=True)
 def _quick_looks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have guards look at their runs more often than every 3 s."""
-    monkeypatch.setattr(guard, "_TICK_SECONDS", 0.3)
+    monkeypatch.setattr(heartbeat, "_TICK_SECONDS", 0.3)
 
 
 async def until(cloud: Cloud, call: str, number: int = 1) -> None:
@@ -180,7 +181,7 @@ async def test_a_release_that_was_given_up_and_lives_goes_on(make_cloud: Any) ->
     release = asyncio.create_task(deploy_latest_image(**api))
     await until(cloud, "publish")
     run = await run_of("qapm-api", "app:3290")
-    (action,) = reaper.automation(within_seconds=90).actions
+    (action,) = zombies.automation(within_seconds=90).actions
     assert isinstance(action, ChangeFlowRunState)
     await set_state(run.id, Crashed(message=action.message))  # its heartbeats were seen too late
     result = await asyncio.wait_for(release, 60)
@@ -238,7 +239,7 @@ async def test_a_zombie_leaves_its_successors_run_alone(make_cloud: Any) -> None
 
 async def test_a_limit_that_does_not_admit_one_at_a_time_is_named(cloud: Cloud) -> None:
     home: dict[str, Any] = {**FAST, "deployment": "qapm-home"}
-    name = guard.lock_name(cloud_identity(cloud.url), 3290, "qapm-home", "pub-bjwdt")
+    name = lock_name(cloud_identity(cloud.url), 3290, "qapm-home", "pub-bjwdt")
     right = {"limit": 1, "active": True, "active_slots": 0}
     async with get_client() as client:
         await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
@@ -259,11 +260,11 @@ async def test_a_lease_is_renewed_by_its_own_length_however_long_the_next_are(
     release = asyncio.create_task(deploy_latest_image(**SLOW))
     await until(cloud, "status", 3)
     (holder,) = guard._running
-    monkeypatch.setattr(guard, "LEASE_SECONDS", 300.0)  # as where hundreds have joined it since
-    assert holder._renew_at <= time.monotonic() + 60 / 4
-    holder._renew_at = 0
-    await holder.look_after(None, time.monotonic())
-    assert time.monotonic() + 60 < holder._renew_at <= time.monotonic() + 300 / 4
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 300.0)  # as where hundreds have joined it since
+    assert holder._lock._renew_at <= time.monotonic() + 60 / 4
+    holder._lock._renew_at = 0
+    await holder.check(None, time.monotonic())
+    assert time.monotonic() + 60 < holder._lock._renew_at <= time.monotonic() + 300 / 4
     assert guard.cancel_all("enough")
     assert isinstance(await end(release), ReleaseCancelledError)
 
@@ -283,7 +284,7 @@ async def test_an_answer_older_than_the_lock_is_no_sign_of_another_process(
     monkeypatch.setattr(httpx.AsyncHTTPTransport, "handle_async_request", late)
     result = await deploy_latest_image(**FAST, deployment="qapm-home")
     assert result.outcome is Outcome.RELEASED
-    assert [entry.message for entry in caplog.records if "Not sure" in entry.message] == []
+    assert [entry.message for entry in caplog.records if "cannot be confirmed" in entry.message] == []
 
 
 # ---- cancel -------------------------------------------------------------------------------------
@@ -374,7 +375,7 @@ async def test_ctrl_c_cancels_every_release_of_the_process(cloud: Cloud) -> None
             "qapm-home",
             ("wait for pods", "done"),
             Outcome.RELEASED,
-            "too late",
+            "the cancel arrived after the release finished",
             "template 1343170 was published to pub-bjwdt, and it stays. Roll back to undo it.",
         ),
         (
@@ -382,7 +383,7 @@ async def test_ctrl_c_cancels_every_release_of_the_process(cloud: Cloud) -> None
             ("publish deployment", "failed"),
             Outcome.FAILED,
             "配额不足",
-            "it was cancelled too: nothing was published; template 1343170 was created",
+            "the run was also cancelled: nothing was published; template 1343170 was created",
         ),
     ],
 )
@@ -468,7 +469,7 @@ async def test_a_storage_that_cannot_be_written_is_named_before_anything_is_aske
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     unusable = temporary_settings({PREFECT_LOCAL_STORAGE_PATH: tmp_path / "file"})
-    with unusable, pytest.raises(ConfigurationError, match="results cannot be kept"):
+    with unusable, pytest.raises(ConfigurationError, match="results cannot be stored"):
         await deploy_latest_image(**FAST, deployment="qapm-home")
     assert cloud.requests == []
 
@@ -477,5 +478,5 @@ async def test_a_storage_that_cannot_be_written_is_named_before_anything_is_aske
 
 
 def test_a_locks_name_holds_nothing_that_prefect_refuses() -> None:
-    name = guard.lock_name("k8s.example:8443", 3290, "a/b%c&<d>", "pub-bjwdt")
+    name = lock_name("k8s.example:8443", 3290, "a/b%c&<d>", "pub-bjwdt")
     assert name == "release:k8s.example:8443:3290:a_b_c__d_:pub-bjwdt"

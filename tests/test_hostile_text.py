@@ -137,7 +137,7 @@ async def assert_tame(run_id: UUID, links: list[str], steps: int = 2) -> str:
     assert page.tags <= OURS
     assert sorted(map(str, page.targets)) == sorted(links)
     assert page.headings[0].startswith(("✅", "❌", "📋"))
-    ours = {"Clusters", "Choice of the template", "Images", "Pods at the last look", "Time"}
+    ours = {"Clusters", "Skipped templates", "Images", "Pods at the last look", "Time"}
     assert ours >= set(page.headings[1:])
     tables = [str(artifact.data) for artifact in artifacts if artifact.type == "table"]
     assert len(tables) == (0 if page.headings[0].startswith("📋") else 1)  # a dry run changes nothing
@@ -158,7 +158,7 @@ async def assert_tame(run_id: UUID, links: list[str], steps: int = 2) -> str:
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
 
-@pytest.mark.promise("What others wrote is shown as words")
+@pytest.mark.promise("Foreign text is shown as data")
 async def test_hostile_names_are_words_in_a_release(tap: Tap) -> None:
     result = await deploy_latest_image(**WEB, reason="[x](http://evil.example)\n# evil")
     shown = await assert_tame(UUID(result.release_id), list(result.links.values()), steps=8)
@@ -179,7 +179,7 @@ async def failure(kind: type[RolloutError], **parameters: Any) -> RolloutError:
     return caught.value
 
 
-@pytest.mark.promise("What others wrote is shown as words")
+@pytest.mark.promise("Foreign text is shown as data")
 async def test_hostile_pods_are_words_when_a_release_times_out(shop: Cloud, tap: Tap) -> None:
     behaviour = {"kind": "never_ready"}
     shop.control(
@@ -192,7 +192,7 @@ async def test_hostile_pods_are_words_when_a_release_times_out(shop: Cloud, tap:
     assert f"ContainersNotReady{MARKUP[:30]}" in shown
 
 
-@pytest.mark.promise("What others wrote is shown as words")
+@pytest.mark.promise("Foreign text is shown as data")
 async def test_a_hostile_message_is_words_in_the_failure(shop: Cloud, tap: Tap) -> None:
     shop.faults({"call": "publish", "kind": "status", "status": 400, "message": NASTY})
     error = await failure(PlatformError)
@@ -258,7 +258,7 @@ def on_a_terminal(command: list[Any], variables: dict[str, str]) -> tuple[int, s
     return code, out, b"".join(said).decode()
 
 
-@pytest.mark.promise("What others wrote is shown as words")
+@pytest.mark.promise("Foreign text is shown as data")
 @pytest.mark.parametrize(
     ("terminal", "fails"),
     [

@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefect_rollout.batch.plan import load_plan
 from prefect_rollout.errors import InputError, PlanError
-from prefect_rollout.images import Reference, is_reference, usable_image
-from prefect_rollout.models import ReleaseRequest, Version
-from prefect_rollout.plan import load_plan
+from prefect_rollout.release.images import Reference, is_reference, usable_image
+from prefect_rollout.release.request import ReleaseRequest
+from prefect_rollout.release.workload import Revision
 from prefect_rollout.tasks.build_image_list import choose_images
 from support import BIN
 
@@ -146,7 +147,7 @@ def test_a_plan_names_the_line_of_each_image(tmp_path: Path) -> None:
 
 
 def test_the_step_that_lists_images_refuses_what_another_flow_gives_it() -> None:
-    template = Version(id=1, images={"web": "x", "odd": "${OLD}"}, digest="")
+    template = Revision(id=1, images={"web": "x", "odd": "${OLD}"})
     assert choose_images(template) == template.images  # what the cloud holds is what runs
     with pytest.raises(InputError, match=r"images\.web: 'r/web:' is no image reference"):
         choose_images(template, {"web": "r/web:"})

@@ -25,13 +25,12 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import Crashed, Pending, Running, Scheduled
 from prefect.types.entrypoint import EntrypointType
 
-from prefect_rollout import reaper
-from prefect_rollout.flows import deploy_latest_image
-from prefect_rollout.flows.again import FLOWS
-from prefect_rollout.guard import lock_name
-from prefect_rollout.models import ReleaseResult
-from prefect_rollout.platforms.container_cloud import cloud_identity
-from prefect_rollout.progress import Progress, listening
+from prefect_rollout.flows import FLOWS, deploy_latest_image
+from prefect_rollout.platforms.container_cloud.exchange import cloud_identity
+from prefect_rollout.release.progress import Progress, listening
+from prefect_rollout.release.result import ReleaseResult
+from prefect_rollout.runs import flow_runs, heartbeat, zombies
+from prefect_rollout.runs.lock import lock_name
 from prefect_rollout.simulator import Scenario
 from prefect_rollout.simulator.fault import Fault
 from support import BIN, Cloud, Zygote, eventually, kill_tree, lives, record_cell
@@ -65,7 +64,7 @@ async def until(holds: Callable[[], Any], what: str, seconds: float = 180) -> No
 
 async def ensure() -> None:
     async with get_client() as client:
-        await reaper.ensure(client)
+        await zombies.ensure(client)
 
 
 @dataclass(frozen=True)
@@ -106,13 +105,17 @@ async def exchanges(cloud: Cloud) -> list[Exchange]:
 def left_to_do(clean: list[Exchange], killed: Exchange, *, after: bool) -> list[str]:
     """The calls of the process that goes on, without its polls: no step that was completed is among them."""
     calls: list[str] = []
-    second = max(each.step for each in clean if each.call == "publish")
+    first, second = sorted({each.step for each in clean if each.call == "publish"})
+    looked = False
     for each in clean:
+        if each.step >= max(first, killed.step) and not looked:
+            looked = True
+            calls.append("online")  # before a retry publishes anything, nobody else may have
         if each.step == second and each.call == "online":
             calls.append("online")  # a retry asks first whether the first publish still stands
         if each.step < killed.step or each.step_name == "wait for pods":
             continue
-        if each.step_name == "upgrade deployment" and each.call == "online":
+        if each.call == "upgrade":
             calls.append("templates")  # the look for a template that an earlier try left
         if not (after and each.step == killed.step and each.call in {"upgrade", "publish"}):
             calls.append(each.call)
@@ -259,7 +262,7 @@ async def found(client: PrefectClient, run: FlowRun, killed_at: float, row: str)
 async def watched(client: PrefectClient, run: FlowRun) -> UUID:
     """Gives the run the shipped automation, with a window that a test can wait for."""
     return await client.create_automation(
-        reaper.automation(f"of {run.id}", within_seconds=10, runs=f"prefect.flow-run.{run.id}")
+        zombies.automation(f"of {run.id}", within_seconds=10, runs=f"prefect.flow-run.{run.id}")
     )
 
 
@@ -303,7 +306,7 @@ async def test_every_kill_of_a_run_is_found_and_a_good_end_is_left_alone(
         zygote.start(run.id, {**good.environment, **beating})
         assert (await ended(client, run)).is_completed()
         # A heartbeat that arrives after the end has the automation wait, and act, in vain.
-        await reaper.beat(client, [run.id])
+        await heartbeat.send(client, [run.id])
         refused, resource = "prefect.automation.action.failed", f"prefect.automation.{automation}"
         await eventually(lambda: happened(client, refused, resource))
         assert (await ended(client, run)).is_completed()
@@ -373,14 +376,14 @@ async def test_the_automation_is_there_and_stays_off_where_it_was_switched_off(
 
     async with get_client() as client:
         await release()
-        (shipped,) = await client.read_automations_by_name(reaper.NAME)
+        (shipped,) = await client.read_automations_by_name(zombies.NAME)
         assert shipped.enabled
         assert isinstance(shipped.trigger, EventTrigger)
         assert shipped.trigger.within.total_seconds() == 90
         await client.pause_automation(shipped.id)
         try:
             await release()
-            (kept,) = await client.read_automations_by_name(reaper.NAME)
+            (kept,) = await client.read_automations_by_name(zombies.NAME)
             assert (kept.id, kept.enabled) == (shipped.id, False)
         finally:
             await client.resume_automation(shipped.id)
@@ -388,7 +391,7 @@ async def test_the_automation_is_there_and_stays_off_where_it_was_switched_off(
 
 async def two_that_run(client: PrefectClient) -> list[FlowRun]:
     """Two releases that count as running, though no process runs them; the server looks after such."""
-    await reaper.ensure(client)
+    await zombies.ensure(client)
     runs = [
         await client.create_flow_run(deploy_latest_image, parameters=RELEASE, state=Running())
         for _ in range(2)
@@ -403,13 +406,13 @@ async def test_a_release_sweeps_up_what_was_killed_while_no_server_ran(
     async with get_client() as client:
         silent, alive = await two_that_run(client)
         moment = datetime.now(UTC)
-        await reaper.beat(client, [alive.id])
-        await eventually(lambda: happened(client, reaper.HEARTBEAT, f"prefect.flow-run.{alive.id}"))
-        assert await reaper.sweep(client) == []  # neither has been silent for long
+        await heartbeat.send(client, [alive.id])
+        await eventually(lambda: happened(client, heartbeat.HEARTBEAT, f"prefect.flow-run.{alive.id}"))
+        assert await zombies.sweep(client) == []  # neither has been silent for long
 
         # As if they had, the one since a quarter of a second before the heartbeat of the other.
-        monkeypatch.setattr(reaper, "_BUFFER", datetime.now(UTC) - moment - timedelta(seconds=90 - 0.25))
-        assert [run.id for run in await reaper.sweep(client)] == [silent.id]
+        monkeypatch.setattr(zombies, "_BUFFER", datetime.now(UTC) - moment - timedelta(seconds=90 - 0.25))
+        assert [run.id for run in await zombies.sweep(client)] == [silent.id]
         assert (await ended(client, silent)).is_crashed()
         still = await client.read_flow_run(alive.id)
         assert still.state is not None
@@ -418,24 +421,24 @@ async def test_a_release_sweeps_up_what_was_killed_while_no_server_ran(
             await client.delete_flow_run(run.id)
 
 
-async def test_a_lookout_believes_silence_only_where_heartbeats_are_recorded(
+async def test_a_detector_believes_silence_only_if_heartbeats_are_recorded(
     prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with get_client() as client:
         silent, ours = await two_that_run(client)
-        monkeypatch.setattr(reaper, "_BUFFER", timedelta(seconds=-90))  # as if both had been silent for long
-        lookout = reaper.Lookout(client, "none")
-        assert await lookout.look(spared={ours.id}) == []
-        await eventually(lambda: happened(client, reaper.HEARTBEAT, lookout._resource))
-        assert [run.id for run in await lookout.look(spared={ours.id})] == [silent.id]
+        monkeypatch.setattr(zombies, "_BUFFER", timedelta(seconds=-90))  # as if both had been silent for long
+        detector = zombies.ZombieDetector(client, "none")
+        assert await detector.detect(alive={ours.id}) == []
+        await eventually(lambda: happened(client, heartbeat.HEARTBEAT, detector._resource))
+        assert [run.id for run in await detector.detect(alive={ours.id})] == [silent.id]
         assert (await ended(client, silent)).is_crashed()
         # Whoever has read it before does not end what goes on with it, or is gone, by now.
         await client.set_flow_run_state(silent.id, Running(), force=True)
-        assert await reaper._end(client, silent) is False
+        assert await zombies._end(client, silent) is False
         for run in (silent, ours):
             await client.delete_flow_run(run.id)
-        assert await reaper._end(client, silent) is False
+        assert await zombies._end(client, silent) is False
 
 
 def test_the_flows_that_beat_are_the_flows_there_are() -> None:
-    assert set(reaper.FLOWS) == set(FLOWS)
+    assert set(flow_runs.FLOW_NAMES) == set(FLOWS)

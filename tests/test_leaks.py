@@ -186,7 +186,7 @@ PATHS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "no answer": (path(block="impatient", faults=[{"kind": "delay", "seconds": 1}]), "UnreachableError"),
     "unreachable": (path(block="unreachable"), "UnreachableError"),
-    "metaData of another shape": (path(deployment="bad-meta"), "MetaDataError"),
+    "metaData of another shape": (path(deployment="bad-meta"), "WorkloadError"),
     "template that is no JSON": (path(deployment="broken"), "UnreadableTemplateError"),
     "template of another shape": (path(deployment="no-workload"), "UnreadableTemplateError"),
     "template of another kind": (path(deployment="no-deployment"), "UnreadableTemplateError"),

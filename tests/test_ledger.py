@@ -27,11 +27,12 @@ from prefect.client.schemas.schedules import IntervalSchedule
 from prefect.flow_engine import run_flow_async
 from prefect.states import Cancelling, Crashed, Pending, Running
 
-from prefect_rollout import flow_runs, ledger
 from prefect_rollout.errors import InputError, ReleaseCancelledError, RolloutError
-from prefect_rollout.flows import again, deploy_latest_image, restart, rollback, scale
-from prefect_rollout.ledger import Change, Wanted, changes, select, since_of, table
-from prefect_rollout.models import ClusterResult, Outcome, ReleaseResult
+from prefect_rollout.execution import resume
+from prefect_rollout.flows import deploy_latest_image, restart, rollback, scale
+from prefect_rollout.release.result import ClusterResult, Outcome, ReleaseResult
+from prefect_rollout.runs import flow_runs, history
+from prefect_rollout.runs.history import Change, Wanted, changes, select, since_of, table
 from support import BIN, Cloud
 
 NOW = datetime(2026, 11, 24, 10, 0, tzinfo=UTC)
@@ -51,7 +52,7 @@ def result(**fields: Any) -> ReleaseResult:
         "images": {"web": "r/web:2", "side": "r/side:1"},
         "requested_by": "zhang",
         "reason": "周五",
-        "entrance": "cli",
+        "trigger": "cli",
         "clusters": [
             ClusterResult(
                 cluster="east",
@@ -84,9 +85,9 @@ def test_a_release_is_a_row_for_each_cluster() -> None:
         "Images": "web: r/web:1 → r/web:2",
         "Who": "zhang",
         "Why": "周五",
-        "Entrance": "cli",
-        "Try": 1,
-        "Flow run": "0191",
+        "Trigger": "cli",
+        "Tries": 1,
+        "Run id": "0191",
     }
 
 
@@ -114,7 +115,7 @@ def test_before_and_after_are_what_is_known(
     assert (row.before, row.after, row.outcome, row.images) == (before, after, outcome, "")
 
 
-def test_what_is_seldom_there_has_a_column_only_then() -> None:
+def test_an_empty_column_is_left_out() -> None:
     (row,) = table(changes(result(break_glass="outage", requested_by=""), NOW))
     assert row["Break glass"] == "outage"
     assert row["Who"] == "unknown"
@@ -133,27 +134,27 @@ def test_a_release_that_failed_before_its_clusters_were_known_is_a_row_all_the_s
 
 
 @pytest.mark.parametrize(
-    ("fields", "entrance"),
+    ("fields", "trigger"),
     [
-        ({"tags": ["entrance:cli", "x"]}, "cli"),
-        ({"tags": ["entrance:mcp"], "deployment_id": uuid4()}, "mcp"),
+        ({"tags": ["trigger:cli", "x"]}, "cli"),
+        ({"tags": ["trigger:mcp"], "deployment_id": uuid4()}, "mcp"),
         ({"auto_scheduled": True, "deployment_id": uuid4()}, "schedule"),
         ({"deployment_id": uuid4()}, "ui or api"),
-        ({"tags": ["entrance:cli"], "parent_task_run_id": uuid4()}, "batch"),
+        ({"tags": ["trigger:cli"], "parent_task_run_id": uuid4()}, "batch"),
         ({}, "python"),
     ],
 )
-def test_the_entrance_is_read_off_the_run(fields: dict[str, Any], entrance: str) -> None:
-    assert ledger.entrance_of(FlowRun(flow_id=uuid4(), **fields)) == entrance
+def test_the_trigger_is_read_off_the_run(fields: dict[str, Any], trigger: str) -> None:
+    assert history.trigger_of(FlowRun(flow_id=uuid4(), **fields)) == trigger
 
 
 def test_who_made_the_run_is_said_as_far_as_prefect_knows() -> None:
     by = {"id": uuid4(), "type": "SCHEDULE", "display_value": "Weekly"}
     assert (
-        ledger.asker_of(FlowRun.model_validate({"flow_id": uuid4(), "created_by": by})) == "schedule Weekly"
+        history.asker_of(FlowRun.model_validate({"flow_id": uuid4(), "created_by": by})) == "schedule Weekly"
     )
-    assert ledger.asker_of(FlowRun(flow_id=uuid4())) == ""
-    assert ledger.asker_of(None) == ""
+    assert history.asker_of(FlowRun(flow_id=uuid4())) == ""
+    assert history.asker_of(None) == ""
 
 
 def change(**fields: Any) -> Change:
@@ -247,8 +248,9 @@ def shop(app_id: int) -> list[dict[str, Any]]:
 async def fails(release: Any) -> ReleaseResult:
     with pytest.raises(RolloutError) as caught:
         await release
-    assert caught.value.result
-    return caught.value.result
+    result = caught.value.result
+    assert isinstance(result, ReleaseResult)
+    return result
 
 
 async def cancelled(cloud: Cloud, asked: dict[str, Any]) -> None:
@@ -305,7 +307,7 @@ async def test_the_history_tells_every_kind_of_release(
         await client.set_flow_run_state(killed.id, Running(), force=True)
         await client.set_flow_run_state(killed.id, Crashed(), force=True)
         later = datetime.now(UTC)
-        found = await ledger.read(client, Wanted(app_id="8801"))
+        found = await history.read(client, Wanted(app_id="8801"))
     told = [(each.action, each.deployment, each.cluster, each.outcome) for each in found]
     assert told == [
         ("restart", "lost", "?", "crashed"),
@@ -340,7 +342,7 @@ async def test_the_history_tells_every_kind_of_release(
         ("unknown", "- wrong"),
         ("zhang", "[a](b) - x"),
     ]
-    assert {each.entrance for each in found} == {"python"}
+    assert {each.trigger for each in found} == {"python"}
     assert found[-1].run_id == released.release_id
 
     async with get_client() as client:
@@ -352,17 +354,17 @@ async def test_the_history_tells_every_kind_of_release(
         )
         assert [page.key for page in pages] == ["changes-8801-good"]
         monkeypatch.setattr(flow_runs, "PAGE", 2)
-        assert await ledger.read(client, Wanted(app_id="8801")) == found
-        assert await ledger.read(client, Wanted(app_id="8801", limit=3)) == found[:3]
+        assert await history.read(client, Wanted(app_id="8801")) == found
+        assert await history.read(client, Wanted(app_id="8801", limit=3)) == found[:3]
 
-    async def history(*arguments: str) -> subprocess.CompletedProcess[str]:
+    async def printed(*arguments: str) -> subprocess.CompletedProcess[str]:
         return await asyncio.to_thread(
             command, "--app", "8801", *arguments, home=tmp_path, server=prefect_api
         )
 
     narrow = ("--deployment", "good", "--cluster", "west", "--since", "1d", "--limit", "1")
     full, one, none = await asyncio.gather(
-        history("--json"), history(*narrow), history("--since", "2999-01-01")
+        printed("--json"), printed(*narrow), printed("--since", "2999-01-01")
     )
     assert full.returncode == 0, full.stderr
     assert [Change.model_validate(json.loads(line)) for line in full.stdout.splitlines()] == found
@@ -378,7 +380,7 @@ async def another_programs() -> None:
     """A flow of one of our flows' names."""
 
 
-@pytest.mark.promise("Every ending is told once for each try")
+@pytest.mark.promise("Each attempt reports its outcome once")
 @pytest.mark.usefixtures("prefect_api")
 async def test_a_retry_is_a_change_of_its_own_and_a_killed_one_is_not_overlooked(make_cloud: Any) -> None:
     cloud = make_cloud(
@@ -387,9 +389,9 @@ async def test_a_retry_is_a_change_of_its_own_and_a_killed_one_is_not_overlooked
     failed = await fails(deploy_latest_image(app_id=8802, deployment="good", poll_seconds=0.1))
     run_id = UUID(failed.release_id)
     cloud.faults()
-    await again.go_on(run_id)
+    await resume.resume(run_id)
     async with get_client() as client:
-        found = await ledger.read(client, Wanted(app_id="8802"))
+        found = await history.read(client, Wanted(app_id="8802"))
         assert [(each.tries, each.cluster, each.outcome, each.after) for each in found] == [
             (2, "east", "released", "33"),
             (2, "west", "released", "33"),
@@ -398,7 +400,7 @@ async def test_a_retry_is_a_change_of_its_own_and_a_killed_one_is_not_overlooked
         ]
         await client.set_flow_run_state(run_id, Running(), force=True)
         await client.set_flow_run_state(run_id, Crashed(), force=True)
-        crashed = (await ledger.read(client, Wanted(app_id="8802")))[:2]
+        crashed = (await history.read(client, Wanted(app_id="8802")))[:2]
     # Its lock had been asked for: where it went is known, and what it did there is not.
     assert [(each.tries, each.cluster, each.outcome, each.after) for each in crashed] == [
         (3, "east", "crashed", "?"),
@@ -432,9 +434,9 @@ async def test_a_run_of_a_schedule_is_told_from_one_that_a_person_started(make_c
             # As a worker's process does.
             begun = await client.read_flow_run(run.id)
             await run_flow_async(deploy_latest_image, flow_run=begun, parameters=begun.parameters)
-        found = await ledger.read(client, Wanted(app_id="8803"))
+        found = await history.read(client, Wanted(app_id="8803"))
         await client.delete_deployment(deployment_id)
-    assert [(each.entrance, each.who, each.outcome) for each in found[::2]] == [
+    assert [(each.trigger, each.who, each.outcome) for each in found[::2]] == [
         ("ui or api", "unknown", "released"),
         ("schedule", "schedule daily", "released"),
     ]

@@ -13,11 +13,11 @@ from mcp.server import MCPServer
 from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidMessage
 
-from prefect_rollout import listener
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.mcp.permits import Permits
+from prefect_rollout.execution import listener
+from prefect_rollout.execution.sockets import listen
+from prefect_rollout.mcp.policy import Policy
 from prefect_rollout.mcp.serve import http, warnings_of
-from prefect_rollout.sockets import listen
 
 HALF = b"POST /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Half: "
 WHOLE = b"GET /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
@@ -137,7 +137,7 @@ def test_a_port_in_use_is_an_error_before_any_address_is_printed() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         with pytest.raises(ConfigurationError, match=f"cannot listen on 127.0.0.1 port {port}.*--port"):
-            http(Permits(), host="127.0.0.1", port=port, allowed_hosts=(), token="t" * 20, said=said.append)
+            http(Policy(), host="127.0.0.1", port=port, allowed_hosts=(), token="t" * 20, said=said.append)
     assert said == []
 
 

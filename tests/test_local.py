@@ -16,37 +16,37 @@ import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
-from prefect_rollout import earlier, local, local_server, prefect_api, service
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.guard import watching
+from prefect_rollout.execution import daemon, earlier, endpoint, local_server, prefect_api
+from prefect_rollout.runs.guard import guarding
 from servers import new_prefect_home
 
 # ---- the endpoint -----------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def endpoint(home: Path) -> AsyncIterator[tuple[service.Service, int]]:
+async def served(home: Path) -> AsyncIterator[tuple[daemon.Daemon, int]]:
     """Open the endpoint of a service whose server is ready; yield the service and the endpoint's port."""
-    with service.listen(home) as listener:
-        made = service.Service(home, listener)
+    with daemon.listen(home) as listener:
+        made = daemon.Daemon(home, listener)
         made._ready.set()
-        local.secret_of(home / local.PASSWORD)
+        endpoint.secret_of(home / endpoint.PASSWORD)
         async with await made._open_endpoint() as opened:
             yield made, opened.sockets[0].getsockname()[1]
             for writer in made._clients:
                 writer.close()
 
 
-async def connected(home: Path) -> local.Lease | None:
-    return await local._connect(home, asyncio.get_running_loop().time() + 30)
+async def connected(home: Path) -> endpoint.Endpoint | None:
+    return await endpoint._connect(home, asyncio.get_running_loop().time() + 30)
 
 
 async def test_a_client_that_knows_the_token_is_given_the_address(tmp_path: Path) -> None:
-    async with endpoint(tmp_path) as (made, _):
+    async with served(tmp_path) as (made, _):
         lease = await connected(tmp_path)
         assert lease
         assert lease.address.api == made._api
-        assert lease.address.password == (tmp_path / local.PASSWORD).read_text()
+        assert lease.address.password == (tmp_path / endpoint.PASSWORD).read_text()
         assert len(made._clients) == 1
         await lease.close()
         while made._clients:  # noqa: ASYNC110 - the service notices
@@ -58,7 +58,7 @@ async def test_a_client_that_knows_the_token_is_given_the_address(tmp_path: Path
     [
         b"\n",
         b"GET / HTTP/1.1\r\n\r\n",
-        b"nonce " + local.proof("guessed", b"client", b"nonce") + b"\n",
+        b"nonce " + endpoint.proof("guessed", b"client", b"nonce") + b"\n",
         b"nonce \xff\n",
         b"x" * 100_000,
         b"half a line",
@@ -67,23 +67,23 @@ async def test_a_client_that_knows_the_token_is_given_the_address(tmp_path: Path
 async def test_a_stranger_is_told_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: bytes
 ) -> None:
-    monkeypatch.setattr(service, "_STRANGER_SECONDS", 0.2)
-    async with endpoint(tmp_path) as (made, port):
+    monkeypatch.setattr(daemon, "_UNPROVED_SECONDS", 0.2)
+    async with served(tmp_path) as (made, port):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(said)
         with suppress(ConnectionResetError):  # it has not read all of it
             assert await reader.read() == b""
         writer.close()
-        assert not made._strangers
+        assert not made._unproved
         assert not made._clients
 
 
-async def test_strangers_without_end_keep_no_client_out(tmp_path: Path) -> None:
-    async with endpoint(tmp_path) as (made, port):
+async def test_unproved_without_end_keep_no_client_out(tmp_path: Path) -> None:
+    async with served(tmp_path) as (made, port):
         silent = [await asyncio.open_connection("127.0.0.1", port) for _ in range(100)]
         lease = await connected(tmp_path)
         assert lease
-        assert len(made._strangers) <= service._MOST_STRANGERS
+        assert len(made._unproved) <= daemon._MOST_UNPROVED
         for _, writer in silent:
             writer.close()
         await lease.close()
@@ -106,7 +106,7 @@ def echo(line: bytes) -> bytes:
 async def test_an_impostor_on_the_port_of_a_service_that_has_ended_learns_and_redirects_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: Callable[[bytes], bytes]
 ) -> None:
-    monkeypatch.setattr(local, "_PROOF_SECONDS", 0.2)
+    monkeypatch.setattr(endpoint, "_PROOF_SECONDS", 0.2)
     heard: list[bytes] = []
 
     async def impostor(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -115,10 +115,10 @@ async def test_an_impostor_on_the_port_of_a_service_that_has_ended_learns_and_re
         heard.append(await reader.read())
         writer.close()
 
-    password = local.secret_of(tmp_path / local.PASSWORD)
+    password = endpoint.secret_of(tmp_path / endpoint.PASSWORD)
     async with await asyncio.start_server(impostor, "127.0.0.1", 0) as listening:
         port = listening.sockets[0].getsockname()[1]
-        (tmp_path / local.ENDPOINT).write_text(json.dumps({"port": port, "token": "the-token"}))
+        (tmp_path / endpoint.ENDPOINT).write_text(json.dumps({"port": port, "token": "the-token"}))
         assert await connected(tmp_path) is None
         assert heard[0]
         assert b"the-token" not in b"".join(heard)
@@ -137,7 +137,7 @@ async def test_a_client_that_gives_up_waiting_does_not_keep_the_service_up(tmp_p
 
     async with await asyncio.start_server(silent, "127.0.0.1", 0) as listening:
         port = listening.sockets[0].getsockname()[1]
-        (tmp_path / local.ENDPOINT).write_text(json.dumps({"port": port, "token": "the-token"}))
+        (tmp_path / endpoint.ENDPOINT).write_text(json.dumps({"port": port, "token": "the-token"}))
         waiting = asyncio.create_task(connected(tmp_path))
         async with asyncio.timeout(30):
             await ended.wait()
@@ -149,7 +149,7 @@ async def test_the_folder_of_another_user_is_not_used(
 ) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: tmp_path.stat().st_uid + 1)
     with pytest.raises(ConfigurationError, match="belongs to another user"):
-        await local.attach(tmp_path)
+        await endpoint.connect(tmp_path)
 
 
 async def test_a_setting_of_the_service_that_cannot_be_used_is_named(
@@ -157,14 +157,14 @@ async def test_a_setting_of_the_service_that_cannot_be_used_is_named(
 ) -> None:
     monkeypatch.setenv("PREFECT_ROLLOUT_LINGER_SECONDS", "soon")
     with pytest.raises(ConfigurationError, match="linger_seconds"):
-        await local.attach(tmp_path)
+        await endpoint.connect(tmp_path)
 
 
 # ---- the port ---------------------------------------------------------------------------------------
 
 
 def test_nobody_takes_the_port_from_its_choice_to_the_end_of_the_service(tmp_path: Path) -> None:
-    with service.listen(tmp_path) as listener:
+    with daemon.listen(tmp_path) as listener:
         port = listener.getsockname()[1]
         for host in ("127.0.0.1", "0.0.0.0"):
             with socket.socket() as thief:
@@ -175,17 +175,17 @@ def test_nobody_takes_the_port_from_its_choice_to_the_end_of_the_service(tmp_pat
 
 
 def test_the_port_of_the_last_time_is_used_again_unless_it_is_taken(tmp_path: Path) -> None:
-    with service.listen(tmp_path) as listener:
+    with daemon.listen(tmp_path) as listener:
         port = listener.getsockname()[1]
-    with service.listen(tmp_path) as listener:
+    with daemon.listen(tmp_path) as listener:
         assert listener.getsockname()[1] == port
-        with service.listen(tmp_path) as other:
+        with daemon.listen(tmp_path) as other:
             assert other.getsockname()[1] != port
 
 
 def test_a_server_serves_the_socket_that_it_is_handed_and_ends_with_its_service(tmp_path: Path) -> None:
     """The service is this process; without a Prefect home, so that the server ends before it serves."""
-    with service.listen(tmp_path) as listener, (tmp_path / "log").open("wb") as log:
+    with daemon.listen(tmp_path) as listener, (tmp_path / "log").open("wb") as log:
         process = local_server.start(listener, log)
         assert process.stdin
         process.stdin.close()
@@ -260,8 +260,8 @@ async def test_the_password_passes_no_proxy(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("http_proxy", address)
         monkeypatch.setenv("NO_PROXY", "internal.example")
         monkeypatch.setattr(os, "environ", os.environ.copy())
-        local._bypass_proxies()
-        local._bypass_proxies()
+        endpoint._bypass_proxies()
+        endpoint._bypass_proxies()
         assert os.environ["no_proxy"] == "internal.example,127.0.0.1"
         async with httpx.AsyncClient() as client:
             # Straight there: what listens is asked for a path, not for another server's address.
@@ -281,7 +281,7 @@ async def test_a_flow_without_a_configured_api_is_refused() -> None:
         temporary_settings(restore_defaults={PREFECT_API_URL}),
         pytest.raises(ConfigurationError, match="shares no lock") as refused,
     ):
-        async with watching(uuid4()):
+        async with guarding(uuid4()):
             pass
     assert "PREFECT_API_URL" in refused.value.advice
 
@@ -289,7 +289,7 @@ async def test_a_flow_without_a_configured_api_is_refused() -> None:
 def test_what_is_set_for_another_server_does_not_concern_the_local_one(tmp_path: Path) -> None:
     from prefect import settings
 
-    from prefect_rollout.flows.conduct import run_link
+    from prefect_rollout.runs.lifecycle import run_link
 
     run_id = uuid4()
     foreign = {
@@ -297,7 +297,7 @@ def test_what_is_set_for_another_server_does_not_concern_the_local_one(tmp_path:
         settings.PREFECT_UI_URL: "https://prefect.example",
         settings.PREFECT_DEFAULT_RESULT_STORAGE_BLOCK: "s3-bucket/results",
     }
-    address = local.Address("http://127.0.0.1:4201/api", "rollout:password", tmp_path)
+    address = endpoint.Address("http://127.0.0.1:4201/api", "rollout:password", tmp_path)
     with temporary_settings(foreign), temporary_settings(prefect_api.settings_of(address)):
         assert run_link(run_id) == f"http://127.0.0.1:4201/runs/flow-run/{run_id}"
         assert not settings.PREFECT_API_KEY.value()

@@ -19,12 +19,13 @@ import httpx
 import psutil
 import pytest
 from prefect.blocks.system import Secret
+from prefect.client.schemas.sorting import FlowRunSort
 
-from prefect_rollout import local
-from prefect_rollout.mcp import releases
+from prefect_rollout.execution import endpoint
+from prefect_rollout.mcp import flow_runs, follow, submit
 from prefect_rollout.mcp.connection import Api, opened
-from prefect_rollout.mcp.permits import Permits
-from prefect_rollout.models import ReleaseRequest
+from prefect_rollout.mcp.policy import Policy
+from prefect_rollout.release.request import ReleaseRequest
 from servers import forget_events, new_prefect_home
 from support import BIN, Cloud, eventually
 
@@ -39,7 +40,7 @@ def home() -> Iterator[Path]:
     with TemporaryDirectory(prefix="prefect-rollout-home-", ignore_cleanup_errors=True) as made:
         home = Path(made)
         home.chmod(0o755)
-        new_prefect_home(folder(home) / local.PREFECT_HOME)
+        new_prefect_home(folder(home) / endpoint.PREFECT_HOME)
         yield home
         forget_events()
         stopped = services(home)
@@ -57,7 +58,7 @@ def services(home: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline"]):
         line = process.info["cmdline"] or []  # of one that has ended and whose parent lives, none
-        if "prefect_rollout.service" in line and str(folder(home)) in line:
+        if "prefect_rollout.execution.daemon" in line and str(folder(home)) in line:
             found.append(process)
     return found
 
@@ -112,7 +113,7 @@ async def test_assistants_and_the_command_line_share_lock_history_and_retry(
     )
     async with opened(folder(home)) as api:
         held = request.model_copy(update={"target": await api.target_of("")})
-        run, _ = await releases.submit(api, "deploy-latest-image", held, attempt=1)
+        run, _ = await submit.submit(api, "deploy-latest-image", held, attempt=1)
 
         async def published() -> bool:
             return len(cloud.writes) == 2
@@ -123,15 +124,15 @@ async def test_assistants_and_the_command_line_share_lock_history_and_retry(
         assert refused.returncode == 1, refused.stderr
         assert str(run.id) in refused.stderr
         assert "Starting" not in refused.stderr  # it finds the service
-        await releases.cancel(api, await releases.find(api, Permits(), str(run.id)))
-        await releases.wait(lambda: _same(api), Permits(), str(run.id), 60, _ignore)
+        await submit.cancel(api, await flow_runs.find(api, Policy(), str(run.id)))
+        await follow.wait(lambda: _same(api), Policy(), str(run.id), 60, _ignore)
     cloud.control("POST", "advance", json={"seconds": 80_000})
     retried = call(cloud, home, "retry", str(run.id))
     assert retried.returncode == 0, retried.stderr
     listed = call(cloud, home, "history", "--json")
     assert listed.returncode == 0, listed.stderr
     rows = [json.loads(line) for line in listed.stdout.splitlines()]
-    assert {(row["entrance"], row["why"], row["outcome"]) for row in rows} == {
+    assert {(row["trigger"], row["why"], row["outcome"]) for row in rows} == {
         ("mcp", "the assistant's", "cancelled"),
         ("mcp", "the assistant's", "released"),
         ("cli", "mine", "failed"),
@@ -183,22 +184,22 @@ async def test_a_release_of_the_command_line_is_open_to_nobody_and_ends_in_good_
     process = begun(cloud, home, "never-ready", "--approval", "before-release")
     try:
         said = await asyncio.to_thread(read_until, process, "waiting for a person")
-        assert f"Its UI asks for the password in {folder(home) / local.PASSWORD}\n" in said
+        assert f"Its UI asks for the password in {folder(home) / endpoint.PASSWORD}\n" in said
         api = str(re.findall(r"Prefect API: (http://127\.0\.0\.1:\d+/api)\n", said)[0])
         async with opened(folder(home)) as known:
             with known.in_force():
                 await Secret(value=SECRET).asave("secret", overwrite=True)
-            (run,) = await known.client.read_flow_runs(limit=1)
+            (run,) = await known.client.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)
 
             async def paused() -> bool:
                 return (await known.client.read_flow_run(run.id)).state_name == "Paused"
 
             await eventually(paused)
-            shown = await releases.look(known, await releases.find(known, Permits(), str(run.id)))
+            shown = await follow.look(known, await flow_runs.find(known, Policy(), str(run.id)))
             assert "password" in shown.next
             decision = {"decision": "approve", "name": "lisi", "comment": ""}
             await known.client.resume_flow_run(run.id, run_input=decision)
-        password = (folder(home) / local.PASSWORD).read_text()
+        password = (folder(home) / endpoint.PASSWORD).read_text()
         await attack(api, password, run.id)
         # There is a UI, in which a person can approve.
         page = httpx.get(shown.ui_link, headers={"Accept": "text/html"}, follow_redirects=True)
@@ -206,7 +207,7 @@ async def test_a_release_of_the_command_line_is_open_to_nobody_and_ends_in_good_
         for each in psutil.process_iter(["cmdline"]):
             assert password not in " ".join(each.info["cmdline"] or [])
         for path in files(home):
-            assert path.name == local.PASSWORD or password.encode() not in path.read_bytes(), path
+            assert path.name == endpoint.PASSWORD or password.encode() not in path.read_bytes(), path
 
         said += await asyncio.to_thread(read_until, process, "wait for pods running")
         before = services(home)
@@ -324,16 +325,16 @@ async def test_each_start_has_a_password_of_its_own_and_passes_an_impostor_by(
     make_cloud()
     seen = []
     for _ in range(2):
-        lease = await local.attach(folder(home))
+        lease = await endpoint.connect(folder(home))
         seen.append(lease.address)
-        stale = (folder(home) / local.ENDPOINT).read_text()
+        stale = (folder(home) / endpoint.ENDPOINT).read_text()
         await lease.close()
         (service,) = services(home)
         service.terminate()
         await asyncio.to_thread(service.wait, 60)
         # As a service leaves it that was killed; its port is another program's, which is silent.
-        (folder(home) / local.ENDPOINT).write_text(stale)
-        monkeypatch.setattr(local, "_PROOF_SECONDS", 0.5)
+        (folder(home) / endpoint.ENDPOINT).write_text(stale)
+        monkeypatch.setattr(endpoint, "_PROOF_SECONDS", 0.5)
         silent = socket.create_server(("127.0.0.1", json.loads(stale)["port"]))
     silent.close()
     assert seen[0].api == seen[1].api

@@ -1,4 +1,4 @@
-"""The MCP tools: the SDK's client in memory, a real Prefect server and runner, simulated clouds."""
+"""The MCP tools: the SDK's client in memory, a real Prefect server and worker, simulated clouds."""
 
 import asyncio
 import itertools
@@ -15,20 +15,19 @@ import pytest
 from mcp import Client
 from mcp_types import ElicitResult
 from prefect import flow, get_client
-from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import StateType
 from prefect.states import Cancelling, Completed, Crashed, Pending
 
-from prefect_rollout import reaper
 from prefect_rollout.errors import InputError
-from prefect_rollout.mcp import answers, releases
-from prefect_rollout.mcp.permits import Permits
-from prefect_rollout.mcp.quoting import quoted, unquoted
+from prefect_rollout.execution.worker import RolloutWorker, deploy_flows
+from prefect_rollout.mcp import submit, types
+from prefect_rollout.mcp.policy import Policy
 from prefect_rollout.mcp.server import Server
-from prefect_rollout.mcp.work import Work
-from prefect_rollout.models import Pod
-from prefect_rollout.runner import Runner
+from prefect_rollout.mcp.session import Session
+from prefect_rollout.mcp.untrusted import quoted, unquoted
+from prefect_rollout.runs import zombies
+from prefect_rollout.verdict.status import Pod
 from support import Cloud
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -97,42 +96,52 @@ class Assistant:
         self.told.append(message or "")
 
 
-DEPLOYMENTS: list[UUID] = []
+POOL = "assistants"
+DEPLOYED: list[str] = []
 
 
-async def runner_of(api: PrefectClient, poked: asyncio.Event) -> Runner:
-    """Make a runner; the first one of this process applies the deployments, which takes long."""
-    if not DEPLOYMENTS:
-        DEPLOYMENTS.extend((await Runner.of(api, poked))._deployments)
-    return Runner(api, DEPLOYMENTS, poked)
+@asynccontextmanager
+async def working() -> AsyncIterator[RolloutWorker]:
+    """Enter a worker; the first one of this process applies the deployments, which takes long."""
+    async with RolloutWorker(POOL, limit=100, prefetch_seconds=0) as worker:
+        if not DEPLOYED:
+            await deploy_flows(POOL)
+            DEPLOYED.append(POOL)
+        yield worker
+
+
+async def poll(worker: RolloutWorker) -> None:
+    while True:
+        await worker.get_and_submit_flow_runs()
+        await worker.end_cancelled()
+        await asyncio.sleep(0.5)
 
 
 @pytest.fixture
 def assistant(make_cloud: Any) -> Callable[..., Any]:
-    """Connects an assistant to a server of its own, beside a runner."""
+    """Connects an assistant to a server of its own, beside a worker."""
 
     @asynccontextmanager
     async def connect(
-        permits: Permits | None = None, *, mode: str = MODES[1], agrees: bool | None = None
+        policy: Policy | None = None, *, mode: str = MODES[1], agrees: bool | None = None
     ) -> AsyncIterator[Assistant]:
-        poked = asyncio.Event()
-
         async def answer(context: Any, params: Any) -> ElicitResult:
             assert context
             found.asked.append(params.message)
             return ElicitResult(action="accept", content={"proceed": agrees})
 
-        server = Server(Work(permits or Permits(), Path("unused")), stdio=True)
-        async with get_client() as api:
-            runner = await runner_of(api, poked)
-            running = asyncio.create_task(runner.run())
+        server = Server(Session(policy or Policy(), Path("unused")), stdio=True)
+        async with working() as worker:
+            polling = asyncio.create_task(poll(worker))
             async with Client(
                 server, mode=mode, elicitation_callback=None if agrees is None else answer
             ) as client:
                 found = Assistant(client, next(ATTEMPTS))
                 yield found
-            await runner.stop()
-            await running
+            polling.cancel()
+            await asyncio.wait([polling])
+            assert worker._runs_task_group
+            worker._runs_task_group.cancel_scope.cancel()  # as the end of a worker does
 
     return connect
 
@@ -176,7 +185,6 @@ async def test_an_assistant_plans_releases_and_reports(
                 "parse metadata",
                 "get template",
                 "build image list",
-                "check plan",
                 "upgrade deployment",
                 "publish deployment",
                 "wait for pods",
@@ -186,10 +194,10 @@ async def test_an_assistant_plans_releases_and_reports(
         (cluster,) = release["clusters"]
         assert (cluster["online_template"], cluster["ready"], cluster["replicas"]) == (1343170, 1, 1)
         assert "template 1343170 online" in release["live"]
-        assert "Under way: wait for pods." in user.told
+        assert "Running: wait for pods." in user.told
         assert cloud.writes == ["template 1343170", "publish 1343170 to pub-bjwdt"]
         run = await run_of(submitted["flow_run_id"])
-        assert "entrance:mcp" in run.tags
+        assert "trigger:mcp" in run.tags
         assert run.parameters["requested_by"].endswith(" by mcp")
 
         templates = await user.call("list_templates", limit=1)
@@ -301,18 +309,28 @@ async def test_a_batch_a_restart_and_a_scaling(cloud: Cloud, assistant: Any) -> 
 @pytest.mark.promise("An assistant releases once, and not without its user")
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("agrees", [True, False])
-async def test_the_user_is_asked_where_the_client_can_ask(
-    cloud: Cloud, assistant: Any, mode: str, agrees: bool
+@pytest.mark.parametrize("confirmed", [True, False])
+async def test_the_user_is_asked_about_one_plan_if_the_client_can_ask(
+    cloud: Cloud, assistant: Any, mode: str, agrees: bool, confirmed: bool
 ) -> None:
+    async def runs() -> dict[str, bool]:
+        rows = (await user.call("list_releases", deployment="qapm-home", limit=50))["releases"]
+        return {row["flow_run_id"]: row["dry_run"] for row in rows}
+
     async with assistant(mode=mode, agrees=agrees) as user:
+        before = await runs()
+        confirm = await user.planned(**HOME_NAMES) if confirmed else ""
         if agrees:
-            submitted = await user.call("deploy_latest_image", **HOME)
+            submitted = await user.call("deploy_latest_image", **HOME, confirm=confirm)
             run = await run_of(submitted["flow_run_id"])
-            assert run.parameters["expect_plan"]
+            assert run.parameters["expect_plan"] == (confirm or run.parameters["expect_plan"])
+            assert len(run.parameters["expect_plan"]) == 16
             await user.ended(submitted["flow_run_id"])
         else:
-            assert "did not agree" in await user.refused("deploy_latest_image", **HOME)
+            assert "did not agree" in await user.refused("deploy_latest_image", **HOME, confirm=confirm)
             assert cloud.record == []
+        started = (await runs()).items() - before.items()
+        assert sorted(dry for _, dry in started) == [False, True][not agrees :]
         (question,) = user.asked
         assert question.startswith("Release a deployment?\nPlan of qapm-home")
         assert "1343102 → new, from 1343169" in question
@@ -328,10 +346,10 @@ async def test_without_a_question_a_plan_has_to_be_confirmed(cloud: Cloud, assis
         refusal = await user.refused(tool, **arguments)
         action = {"deploy_latest_image": "deploy", "deploy_batch": "batch"}.get(tool, tool)
         assert f"plan_release with action='{action}'" in refusal
-        assert "a plan's hash has 16 digits" in await user.refused(tool, **arguments, confirm="yes")
+        assert "the hash of a plan has 16 digits" in await user.refused(tool, **arguments, confirm="yes")
         submitted = await user.call(tool, **arguments, confirm="0123456789abcdef", wait_seconds=30)
         assert submitted["outcome"] == "failed"
-        assert "is not what the plan" in submitted["verdict"] or "was expected" in submitted["verdict"]
+        assert "0123456789abcdef was expected" in submitted["verdict"]
     assert cloud.record == []
 
 
@@ -362,7 +380,7 @@ async def test_the_same_request_is_one_release_until_another_is_asked_for(
         await user.ended(first["flow_run_id"])
         late = await user.call("restart", **HOME)
         assert (late["flow_run_id"], late["outcome"]) == (first["flow_run_id"], "released")
-        assert late["next"].startswith("Nothing was done: the same request started this run at ")
+        assert late["next"].startswith("Nothing new was started: the same request started this run at ")
         assert "attempt=2" in late["next"]
         # What was live is of the run's end, and says so.
         assert late["live_at"] == (await user.call("get_release", flow_run_id=late["flow_run_id"]))["live_at"]
@@ -390,17 +408,17 @@ def test_the_window_of_a_request_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     request = answers_request()
     now = 1_800_000_000.0
     monkeypatch.setattr(time, "time", lambda: now)
-    mine = releases._keys("restart", request, 1)
+    mine = submit._keys("restart", request, 1)
     monkeypatch.setattr(time, "time", lambda: now + 599)
-    assert mine[0] in releases._keys("restart", request, 1)
+    assert mine[0] in submit._keys("restart", request, 1)
     monkeypatch.setattr(time, "time", lambda: now + 1200)
-    assert mine[0] not in releases._keys("restart", request, 1)
-    assert releases._keys("restart", request, 2) != releases._keys("restart", request, 1)
-    assert releases._keys("scale", request, 1) != releases._keys("restart", request, 1)
+    assert mine[0] not in submit._keys("restart", request, 1)
+    assert submit._keys("restart", request, 2) != submit._keys("restart", request, 1)
+    assert submit._keys("scale", request, 1) != submit._keys("restart", request, 1)
 
 
 def answers_request() -> Any:
-    from prefect_rollout.models import Request
+    from prefect_rollout.release.request import Request
 
     return Request.of(app_id=1, deployment="web", reason="any")
 
@@ -409,7 +427,7 @@ def answers_request() -> Any:
 
 
 async def test_a_server_that_only_reads_has_no_tool_that_writes(cloud: Cloud, assistant: Any) -> None:
-    async with assistant(Permits(read_only=True)) as user:
+    async with assistant(Policy(read_only=True)) as user:
         tools = {tool.name: tool for tool in (await user.client.list_tools()).tools}
         assert set(tools) == {
             "plan_release",
@@ -445,9 +463,9 @@ async def test_every_tool_says_what_it_is(assistant: Any, cloud: Cloud) -> None:
     [("pub-*", True), ("*", True), ("pub-bjwd?", False), ("[p]ub-bjwdt", False), ("pub", False)],
 )
 def test_only_a_star_means_more_than_itself(pattern: str, allowed: bool) -> None:
-    assert Permits(clusters=[pattern]).allows_cluster("pub-bjwdt") is allowed
+    assert Policy(clusters=[pattern]).allows_cluster("pub-bjwdt") is allowed
     named = {"app_id": 1, "deployment": "web"}
-    assert Permits(clusters=[pattern]).allows(named) is (pattern == "*")  # all of them
+    assert Policy(clusters=[pattern]).allows(named) is (pattern == "*")  # all of them
 
 
 async def test_a_dry_run_that_is_under_way_is_found_again(make_cloud: Any, assistant: Any) -> None:
@@ -482,9 +500,9 @@ async def test_what_is_not_allowed_is_neither_submitted_nor_shown(cloud: Cloud, 
         plan = await anyone.planned(app_id=3290, deployment="qapm-home")
         submitted = await anyone.call("deploy_latest_image", **HOME, confirm=plan, wait_seconds=50)
     theirs = submitted["flow_run_id"]
-    permits = Permits(apps=["32*"], deployments=["qapm-api"], clusters=["pub-bjwdt"])
+    policy = Policy(apps=["32*"], deployments=["qapm-api"], clusters=["pub-bjwdt"])
     written = cloud.writes
-    async with assistant(permits) as user:
+    async with assistant(policy) as user:
         for tool in ("deploy_latest_image", "rollback", "restart", "plan_release"):
             assert "deployment: 'qapm-home' is not allowed" in await user.refused(
                 tool, **(HOME if tool != "plan_release" else {"app_id": 3290, "deployment": "qapm-home"})
@@ -503,7 +521,7 @@ async def test_what_is_not_allowed_is_neither_submitted_nor_shown(cloud: Cloud, 
         assert (await user.call("list_templates", **api))["templates"]
         listed = await user.call("list_releases", limit=50)
         assert {row["deployment"] for row in listed["releases"]} <= {"qapm-api"}
-    async with assistant(Permits(targets=["container-cloud/prod"])) as user:
+    async with assistant(Policy(targets=["container-cloud/prod"])) as user:
         refusal = await user.refused("plan_release", **HOME_NAMES)
         assert (
             "target: 'container-cloud/default' is not allowed here. Allowed: container-cloud/prod" in refusal
@@ -525,7 +543,7 @@ async def test_ids_that_are_none_of_a_release(cloud: Cloud, assistant: Any) -> N
     foreign = other(return_state=True)
     async with assistant() as user:
         for tool in ("get_release", "cancel_release", "retry_release", "get_release_logs"):
-            assert "is not the id of a flow run" in await user.refused(tool, flow_run_id="17; drop")
+            assert "is not the ID of a flow run" in await user.refused(tool, flow_run_id="17; drop")
             assert "has no flow run" in await user.refused(tool, flow_run_id=str(uuid4()))
             refusal = await user.refused(tool, flow_run_id=str(foreign.state_details.flow_run_id))
             assert "is a run of the flow 'somebody-elses'" in refusal
@@ -547,7 +565,7 @@ async def test_arguments_that_cannot_be_used(cloud: Cloud, assistant: Any) -> No
             assert said in refusal, refusal
             assert len(refusal) < 2000
         assert "replicas: " in await user.refused("scale", **HOME_NAMES, replicas=99)
-        assert "no argument of the action restart" in await user.refused(
+        assert "the action restart has no such argument" in await user.refused(
             "plan_release", action="restart", **HOME_NAMES, replicas=2
         )
         assert "action: " in await user.refused("plan_release", action="destroy")
@@ -556,7 +574,7 @@ async def test_arguments_that_cannot_be_used(cloud: Cloud, assistant: Any) -> No
         assert "action" in strange
         assert "wait_seconds: " in await user.refused("get_release", flow_run_id="x", wait_seconds=51)
         assert "cursor: " in await user.refused("list_releases", cursor="-1")
-        assert "no argument of the action deploy" in await user.refused(
+        assert "the action deploy has no such argument" in await user.refused(
             "plan_release", **HOME_NAMES, plan={"releases": []}
         )
         for plan in ({"releases": ["x"]}, {"releases": 5}, {"cls": 1}, {"a": 1}, {"defaults": "x"}):
@@ -591,7 +609,7 @@ async def test_a_batch_whose_plan_has_mistakes_is_shown_as_it_ended(cloud: Cloud
 async def test_a_release_that_cannot_be_planned_is_not_submitted(cloud: Cloud, assistant: Any) -> None:
     async with assistant(agrees=True) as user:
         refusal = await user.refused("deploy_latest_image", **{**HOME, "template_id": 99})
-        assert "it cannot be done" in refusal
+        assert "the plan failed" in refusal
         assert "99" in refusal
         assert user.asked == []
 
@@ -627,7 +645,7 @@ async def test_a_killed_run_can_be_gone_on_with_and_one_that_waits_says_for_what
         assert cloud.record == []
         async with get_client() as client:
             run = await client.read_flow_run(UUID(asked["flow_run_id"]))
-            (action,) = reaper.automation(within_seconds=90).actions
+            (action,) = zombies.automation(within_seconds=90).actions
             await client.set_flow_run_state(run.id, Crashed(message=str(vars(action)["message"])), force=True)
         crashed = await user.call("get_release", flow_run_id=asked["flow_run_id"])
         assert "No sign of life" in crashed["verdict"]
@@ -650,22 +668,21 @@ async def test_a_retry_is_asked_about_wherever_the_client_can_ask(cloud: Cloud, 
     assert cloud.record == []
 
 
-async def test_what_was_cancelled_while_no_runner_ran_is_ended(cloud: Cloud, assistant: Any) -> None:
-    async with get_client() as client:
-        runner = await runner_of(client, asyncio.Event())
+async def test_what_was_cancelled_while_no_worker_ran_is_ended(cloud: Cloud, assistant: Any) -> None:
+    async with working() as worker, get_client() as client:
         deployment = await client.read_deployment_by_name("restart/restart")
         run = await client.create_flow_run_from_deployment(deployment.id, parameters=HOME_NAMES)
         await client.set_flow_run_state(run.id, Pending())
         await client.set_flow_run_state(run.id, Cancelling())
         assert (await run_of(str(run.id))).state.name == "Cancelling"
-        await runner.sweep()
+        await worker.end_cancelled()
     async with assistant() as user:
         release = await user.call("get_release", flow_run_id=str(run.id))
         assert (release["state"], release["outcome"]) == ("Cancelled", "cancelled")
     assert cloud.record == []
 
 
-async def test_what_no_runner_takes_up_says_so(cloud: Cloud, assistant: Any) -> None:
+async def test_what_no_worker_takes_up_says_so(cloud: Cloud, assistant: Any) -> None:
     async with assistant() as user:
         async with get_client() as client:
             from datetime import UTC, datetime, timedelta
@@ -747,7 +764,7 @@ async def test_what_a_cloud_says_is_marked_as_data(make_cloud: Any, assistant: A
 def test_pods_in_trouble_come_first_and_the_rest_is_counted() -> None:
     pods = [Pod(name=f"pod-{number}", state="Running") for number in range(30)]
     pods.append(Pod(name="bad", state="CrashLoopBackOff", reason="Error", message="exit code 1"))
-    listed, more = answers.pods_of(pods)
+    listed, more = types.pods_of(pods)
     assert (listed[0].name, listed[0].state) == ("bad", "CrashLoopBackOff")
     assert listed[0].why == "<data>Error: exit code 1</data>"
     assert (len(listed), more) == (20, 11)
@@ -781,10 +798,10 @@ WEB: dict[str, Any] = {"app_id": 1, "deployment": "web"}
     ],
 )
 def test_permits_name_what_is_not_allowed(parameters: dict[str, Any], field: str) -> None:
-    permits = Permits(apps=["1"], deployments=["w*"], clusters=["c1"], targets=["a/b"])
+    policy = Policy(apps=["1"], deployments=["w*"], clusters=["c1"], targets=["a/b"])
     with pytest.raises(InputError) as caught:
-        permits.check(parameters)
+        policy.check(parameters)
     assert caught.value.data["field"] == field
-    assert not permits.allows(parameters)
+    assert not policy.allows(parameters)
     good = {"target": "a/b", "defaults": {"clusters": ["c1"]}, "releases": [WEB]}
-    assert permits.allows({"plan": good})
+    assert policy.allows({"plan": good})

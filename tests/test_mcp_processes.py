@@ -22,10 +22,10 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp_types import ElicitResult
 from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
-from prefect_rollout import local
-from prefect_rollout.mcp.permits import Permits
+from prefect_rollout.execution import endpoint
+from prefect_rollout.mcp.policy import Policy
 from prefect_rollout.mcp.server import Server
-from prefect_rollout.mcp.work import Work
+from prefect_rollout.mcp.session import Session
 from servers import forget_events, new_prefect_home
 from support import BIN, Cloud, free_port
 
@@ -55,7 +55,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def kept_up(home: Path) -> AsyncIterator[Path]:
     """The same home; its service stays up between tests, however long the next one takes to connect."""
-    lease = await local.attach(local_folder(home))
+    lease = await endpoint.connect(local_folder(home))
     yield home
     await lease.close()
 
@@ -70,7 +70,7 @@ def services(home: Path) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter(["cmdline", "status"]):
         line = process.info["cmdline"] or []  # of one that has ended and whose parent lives, none
-        if "prefect_rollout.service" in line and str(local_folder(home)) in line:
+        if "prefect_rollout.execution.daemon" in line and str(local_folder(home)) in line:
             found.append(process)
     return found
 
@@ -107,7 +107,7 @@ def stdio(variables: dict[str, str], *, asks: bool = True) -> Client:
 @asynccontextmanager
 async def inside(home: Path) -> AsyncIterator[Client]:
     """Yield a client of a server in this process, which uses the service of that home."""
-    server = Server(Work(Permits(), local_folder(home)), stdio=True)
+    server = Server(Session(Policy(), local_folder(home)), stdio=True)
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 3}):  # as the command sets it
         async with Client(server, elicitation_callback=agree) as client:
             yield client
@@ -318,11 +318,11 @@ def test_a_secret_that_was_cut_off_is_made_anew(tmp_path: Path, kept: str) -> No
     path = tmp_path / "folder" / "password"
     path.parent.mkdir()
     path.write_text(kept)
-    made = local.secret_of(path, "rollout:")
+    made = endpoint.secret_of(path, "rollout:")
     assert len(made) > 30
     assert made.startswith("rollout:")
     assert oct(path.stat().st_mode)[-3:] == "600"
-    assert local.secret_of(path) == made
+    assert endpoint.secret_of(path) == made
 
 
 async def test_without_a_key_it_says_what_to_set(kept_up: Path) -> None:
@@ -431,7 +431,7 @@ def test_it_does_not_start_with_less_than_it_was_asked_for(make_cloud: Any, tmp_
         (
             {"PREFECT_ROLLOUT_MCP_ALLOW_APPS": ""},
             [],
-            "ALLOW_APPS is set, and names nothing",
+            "ALLOW_APPS is set but empty",
         ),
     ]
     for variables, options, said in given:
@@ -449,7 +449,7 @@ def test_it_does_not_start_with_less_than_it_was_asked_for(make_cloud: Any, tmp_
 
 async def test_up_starts_all_of_it_for_a_person(make_cloud: Any, kept_up: Path) -> None:
     cloud = make_cloud(speed=5)
-    with serving(environment(kept_up, cloud), "up", "--read-only", until="Ctrl-C gives it up") as (
+    with serving(environment(kept_up, cloud), "up", "--read-only", until="Ctrl-C disconnects") as (
         url,
         lines,
     ):

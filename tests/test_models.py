@@ -5,21 +5,19 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
-from prefect_rollout.errors import InputError, MetaDataError, UnreadableTemplateError
-from prefect_rollout.models import (
+from prefect_rollout.errors import InputError, UnreadableTemplateError, WorkloadError
+from prefect_rollout.ids import by_age
+from prefect_rollout.platforms.container_cloud.payloads import (
     App,
     ClusterStatus,
     Deployment,
-    MetaData,
-    ReleaseRequest,
-    RollbackRequest,
-    ScaleRequest,
     Template,
-    Version,
-    newest_first,
+    placement_of,
 )
+from prefect_rollout.release.request import ReleaseRequest, RollbackRequest, ScaleRequest
+from prefect_rollout.release.workload import Placement, Revision, RollingUpdate, Strategy, Workload
 
 ARTICLE = Path(__file__).parent / "data" / "article"
 
@@ -28,61 +26,55 @@ def article(name: str) -> str:
     return (ARTICLE / f"{name}.json").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(("model", "name"), [(App, "app"), (MetaData, "metadata")])
-def test_the_articles_payload_comes_back_as_it_went_in(model: type[BaseModel], name: str) -> None:
-    payload = json.loads(article(name))
-    read = model.model_validate(payload)
-    assert read.model_dump(mode="json", by_alias=True, exclude_unset=True) == payload
+def placed(meta_data: str | None) -> Placement:
+    """Return the placement that the metaData of a deployment says."""
+    return placement_of(Workload(app_id=3290, app="qapm", id=7, name="qapm-home", handle=meta_data), None)
+
+
+def test_the_articles_app_is_read() -> None:
+    assert App.model_validate_json(article("app")) == App(id=3290, name="qapm")
 
 
 def test_the_articles_metadata_is_read_in_its_words() -> None:
-    meta = MetaData.parse(article("metadata"))
-    assert meta.wanted_replicas("pub-bjwdt") == 1
-    assert meta.in_place is False
-    assert meta.network_type == "classic"
-    assert meta.strategy is not None
-    assert meta.strategy.rolling_update is not None
-    assert meta.strategy.rolling_update.max_surge == "25%"
-    assert meta.clusters is not None
-    cluster = meta.clusters["pub-bjwdt"]
-    assert cluster is not None
-    assert cluster.host_group == "default"
-    assert cluster.log_topic is not None
-    assert cluster.log_topic.name == "k8s_deployment_qdgc_qapm-home"
-    assert meta.idcs is not None
-    assert (meta.idcs[0].area, meta.idcs[0].idc_names, meta.idcs[0].vpc) == ("北京", ["bjwdt"], {})
+    assert placed(article("metadata")) == Placement(
+        replicas={"pub-bjwdt": 1},
+        in_place=False,
+        strategy=Strategy(
+            type="RollingUpdate", rolling_update=RollingUpdate(max_unavailable="25%", max_surge="25%")
+        ),
+    )
 
 
 def test_the_articles_template_names_its_image() -> None:
     template = Template(id=1343169, template=article("template"))
-    assert template.workload.images == {
-        "qapm-home": "harbor.qihoo.net/qdgc-qapm/qapm-web:202407291835-ddc95a7"
-    }
+    images, pods = template.read()
+    assert images == {"qapm-home": "harbor.qihoo.net/qdgc-qapm/qapm-web:202407291835-ddc95a7"}
+    assert "image" not in pods["spec"]["containers"][0]
 
 
 def test_unknown_keys_are_ignored_at_every_depth_and_so_never_kept_with_a_result() -> None:
     payload = {"cluster": "c", "pods": [{"name": "p", "state": "Running", "env": {"a": [1]}}], "zone": 7}
-    dumped = ClusterStatus.model_validate(payload).model_dump(by_alias=True, exclude_unset=True)
-    assert dumped == {"cluster": "c", "pods": [{"name": "p", "state": "Running"}]}
+    dumped = ClusterStatus.model_validate(payload).status.model_dump(by_alias=True, exclude_none=True)
+    assert dumped == {"pods": [{"name": "p", "state": "Running"}]}
 
 
 def test_what_a_release_keeps_of_a_template_is_its_images_and_a_digest_of_the_rest() -> None:
-    def version(text: str) -> Version:
-        return Template(id=7, template=text).version
+    def revision(text: str) -> Revision:
+        return Template(id=7, template=text).revision
 
-    one = version(article("template"))
+    one = revision(article("template"))
     assert one.images == {"qapm-home": "harbor.qihoo.net/qdgc-qapm/qapm-web:202407291835-ddc95a7"}
-    other_image = version(article("template").replace("202407291835-ddc95a7", "other"))
+    other_image = revision(article("template").replace("202407291835-ddc95a7", "other"))
     assert other_image.images != one.images
     assert other_image.digest == one.digest
-    assert version(article("template").replace("330m", "500m")).digest != one.digest
+    assert revision(article("template").replace("330m", "500m")).digest != one.digest
     assert "330m" not in one.model_dump_json()
 
 
 @pytest.mark.parametrize("count", [True, "1", -1, 1.5, [], {}])
 def test_what_is_no_restart_count_is_absent(count: object) -> None:
     payload = {"pods": [{"name": "p", "containerStatus": [{"name": "web", "restartCount": count}, None]}]}
-    [pod] = ClusterStatus.model_validate(payload).pods or []
+    [pod] = ClusterStatus.model_validate(payload).status.pods or []
     assert pod.container_status is not None
     assert [each and each.restart_count for each in pod.container_status] == [None, None]
 
@@ -91,11 +83,10 @@ def test_fields_that_a_poll_can_do_without_may_be_of_any_type() -> None:
     odd = {"podIp": 7, "startTime": [], "nodeName": {}, "namespace": 1, "reason": 2, "containerStatus": "x"}
     status = ClusterStatus.model_validate(
         {"pods": [{"name": "p", "state": "Running", **odd}], "deployment": {"podState": "none"}}
-    )
+    ).status
     assert status.pods is not None
     assert (status.pods[0].pod_ip, status.pods[0].node_name, status.pods[0].reason) == (None, None, None)
-    assert status.deployment is not None
-    assert status.deployment.pod_state is None
+    assert (status.desired, status.events) == (None, None)
 
 
 @pytest.mark.parametrize("field", ["generation", "observedGeneration", "updatedReplicas"])
@@ -106,16 +97,16 @@ def test_a_revision_that_cannot_be_read_is_never_taken_for_agreement(field: str,
 
 
 def test_the_clusters_own_replica_goes_before_the_older_place() -> None:
-    meta = MetaData.parse(
-        '{"replicas": {"a": 1, "b": 2}, "clusters": {"a": {"replica": 5}, "b": {}, "c": null}}'
-    )
-    assert [meta.wanted_replicas(c) for c in "abc"] == [5, 2, None]
+    meta = '{"replicas": {"a": 1, "b": 2}, "clusters": {"a": {"replica": 5}, "b": {}}}'
+    assert placed(meta).replicas == {"a": 5, "b": 2}
 
 
-def test_zero_replicas_are_not_unknown_replicas() -> None:
-    meta = MetaData.parse('{"clusters": {"a": {"replica": 0}, "b": {}}}')
-    assert meta.wanted_replicas("a") == 0
-    assert meta.wanted_replicas("b") is None
+@pytest.mark.parametrize("unknown", ["{}", "null", '{"replica": null}'])
+def test_zero_replicas_are_not_unknown_replicas(unknown: str) -> None:
+    assert placed('{"clusters": {"a": {"replica": 0}}}').replicas == {"a": 0}
+    with pytest.raises(WorkloadError, match="has no replicas for b") as caught:
+        placed(f'{{"clusters": {{"a": {{"replica": 0}}, "b": {unknown}}}}}')
+    assert caught.value.data["clusters"] == ["b"]
 
 
 @pytest.mark.parametrize(
@@ -140,15 +131,15 @@ def test_zero_replicas_are_not_unknown_replicas() -> None:
     ],
 )
 def test_metadata_that_cannot_be_used_is_an_error_of_ours(text: str | None) -> None:
-    with pytest.raises(MetaDataError) as caught:
-        MetaData.parse(text)
+    with pytest.raises(WorkloadError) as caught:
+        placed(text)
     assert len(str(caught.value)) < 1000
 
 
 @given(st.text() | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(json.dumps))
 def test_no_metadata_raises_anything_but_our_error(text: str) -> None:
-    with contextlib.suppress(MetaDataError):
-        MetaData.parse(text)
+    with contextlib.suppress(WorkloadError):
+        placed(text)
 
 
 @pytest.mark.parametrize(
@@ -157,24 +148,24 @@ def test_no_metadata_raises_anything_but_our_error(text: str) -> None:
 )
 def test_a_template_that_is_no_workload_is_unreadable(text: str | None) -> None:
     with pytest.raises(UnreadableTemplateError, match="template 7"):
-        _ = Template(id=7, template=text).workload
+        Template(id=7, template=text).read()
 
 
 def test_a_template_of_another_kind_is_named_in_the_error() -> None:
     text = '{"kind": "StatefulSet", "spec": {"template": {"spec": {"containers": []}}}}'
     with pytest.raises(UnreadableTemplateError, match="'StatefulSet', not a Deployment"):
-        _ = Template(id=7, template=text).workload
+        Template(id=7, template=text).read()
 
 
 def test_containers_without_a_name_or_an_image_are_passed_over() -> None:
     containers = [{"name": "a", "image": "x:1"}, {"name": "b"}, {"image": "y:1"}, None]
     workload = {"kind": "Deployment", "spec": {"template": {"spec": {"containers": containers}}}}
-    assert Template(id=1, template=json.dumps(workload)).workload.images == {"a": "x:1"}
+    assert Template(id=1, template=json.dumps(workload)).revision.images == {"a": "x:1"}
 
 
 def test_ids_sort_by_number_and_not_by_letter() -> None:
     ids: list[int | str] = [9, "10", 8]
-    assert sorted(ids, key=newest_first) == [8, 9, "10"]
+    assert sorted(ids, key=by_age) == [8, 9, "10"]
     assert Deployment(id="7", name="x").id == "7"
 
 

@@ -1,6 +1,7 @@
 """The distribution, as it is built and installed."""
 
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -62,16 +63,25 @@ def test_an_install_with_nothing_but_its_dependencies_runs_a_flow(
     assert len(cloud.record) == 2
 
 
-@pytest.mark.parametrize("name", ["README.md", "README.zh-CN.md"])
-def test_a_readmes_links_lead_somewhere(name: str) -> None:
-    import re
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), ROOT / "bench/RESULTS.md"])
 
-    text = (ROOT / name).read_text(encoding="utf-8")
-    for link in re.findall(r"\]\(([^)#]+)\)|src=\"([^\"]+)\"", text):
-        target = link[0] or link[1]
-        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_and_files_that_a_page_names_exist(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)]+)\)", text):
+        target, _, anchor = link.partition("#")
+        path = page.parent / target if target else page
+        assert target.startswith("https://") or path.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in headings}, (
+                link
+            )
+    for name in re.findall(r"`((?:tests|docs|deploy|bench)/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), name
 
 
 def test_the_cheap_import_stays_cheap() -> None:
-    code = "import sys, prefect_rollout.cli; sys.exit('prefect' in sys.modules)"
+    code = "import sys, prefect_rollout.cli.commands; sys.exit('prefect' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -14,17 +14,22 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import BaseModel
 
-from prefect_rollout import blocks, diagnosis, errors, events
-from prefect_rollout.batch import BatchResult
-from prefect_rollout.cli import EXIT_CODES, app
-from prefect_rollout.console import WRONG_USE
-from prefect_rollout.flows.again import FLOWS
-from prefect_rollout.mcp.permits import Permits
+from prefect_rollout import blocks, errors
+from prefect_rollout.batch.plan import Plan
+from prefect_rollout.batch.result import BatchResult
+from prefect_rollout.cli.commands import app
+from prefect_rollout.cli.output import WRONG_USE
+from prefect_rollout.cli.results import EXIT_CODES
+from prefect_rollout.flows import FLOWS
+from prefect_rollout.mcp.policy import Policy
 from prefect_rollout.mcp.server import Server
+from prefect_rollout.mcp.session import Session
 from prefect_rollout.mcp.tools import declare
-from prefect_rollout.mcp.work import Work
-from prefect_rollout.models import Action, Outcome, ReleasePlan, ReleaseResult
-from prefect_rollout.plan import Plan
+from prefect_rollout.release.plan import ReleasePlan
+from prefect_rollout.release.request import Action
+from prefect_rollout.release.result import Outcome, ReleaseResult
+from prefect_rollout.runs import events
+from prefect_rollout.verdict import diagnosis
 
 PINNED = Path(__file__).with_name("data") / "pinned.json"
 
@@ -63,9 +68,9 @@ def options() -> dict[str, list[str]]:
 
 async def tools() -> dict[str, list[str]]:
     """Return the arguments of each MCP tool."""
-    work = Work(Permits(), Path("unused"))
-    server = Server(work, stdio=True)
-    declare(server, work, stdio=True)
+    session = Session(Policy(), Path("unused"))
+    server = Server(session, stdio=True)
+    declare(server, session, stdio=True)
     return {tool.name: sorted(tool.input_schema["properties"]) for tool in await server.list_tools()}
 
 

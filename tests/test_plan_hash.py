@@ -4,44 +4,32 @@ from typing import Any
 
 import pytest
 
-from prefect_rollout.batch import BatchResult, hash_of, plan_of_all
-from prefect_rollout.difference import Found, plan_lines, release_plan
+from prefect_rollout.batch.plan import Plan
+from prefect_rollout.batch.result import BatchResult, hash_of, plan_of_all
 from prefect_rollout.flows import deploy_latest_image
-from prefect_rollout.models import Action, Procedure, ReleasePlan, ReleaseRequest, Request, Template
-from prefect_rollout.plan import Plan
-from prefect_rollout.report import render_plan
+from prefect_rollout.release.plan import Procedure, ReleasePlan, Target, release_plan
+from prefect_rollout.release.plan_words import plan_lines
+from prefect_rollout.release.replicas import Replicas
+from prefect_rollout.release.report import render_plan
+from prefect_rollout.release.request import Action, ReleaseRequest, Request
+from prefect_rollout.release.workload import Baseline, Placement, Revision, Workload
 
-TEXT = (
-    '{"kind": "Deployment", "spec": {"template": {"spec": {"containers": '
-    '[{"name": "web", "image": "r/w:1"}]}}}}'
-)
-TEMPLATE = Template(id=10, template=TEXT)
+REVISION = Revision(id=10, images={"web": "r/w:1"}, digest="d")
 
 
 def planned(*clusters: str, **asked: Any) -> ReleasePlan:
     """The plan of a release that is asked for so."""
-    found = [
-        Found(
-            cluster=name,
-            online=10,
-            before=TEMPLATE,
-            after=TEMPLATE,
-            images=TEMPLATE.version.images,
-            pods=1,
-            replicas=1,
-        )
-        for name in clusters or ("c1", "c2")
-    ]
+    names = clusters or ("c1", "c2")
+    before = Baseline(online=10, revision=REVISION, pods={"web-1": "Running"})
     return release_plan(
         Action.DEPLOY,
-        found,
+        [Target(name, before, REVISION, REVISION.images, Replicas(1)) for name in names],
         platform="cloud",
-        app_id=1,
-        deployment_id=2,
-        deployment="web",
-        base=10,
-        strategy=None,
-        in_place=False,
+        cloud="",
+        target="",
+        workload=Workload(app_id=1, app="shop", id=2, name="web"),
+        placement=Placement(replicas=dict.fromkeys(names, 1)),
+        creates=True,
         procedure=Procedure.of(ReleaseRequest.of(app_id=1, deployment="web", **asked)),
     )
 

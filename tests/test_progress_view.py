@@ -5,10 +5,10 @@ import re
 
 from rich.console import Console
 
-from prefect_rollout.live import LiveProgress
-from prefect_rollout.mcp.answers import steps_done, steps_of
-from prefect_rollout.models import Outcome, ReleaseResult
-from prefect_rollout.progress import ROLL_BACK, STEPS, WAIT_FOR_ROLLBACK, Progress, steps_with, tell
+from prefect_rollout.cli.progress_view import LiveProgress
+from prefect_rollout.mcp.types import steps_done, steps_of
+from prefect_rollout.release.progress import ROLL_BACK, STEPS, WAIT_FOR_ROLLBACK, Progress, steps_with, tell
+from prefect_rollout.release.result import Outcome, ReleaseResult
 
 PROBLEM = "after 9 s: 0 of 2 new pods ready in pub-bjwdt; bad-image-5d8f7c9b4-x2x7q: ErrImagePull for 9 s"
 
@@ -27,7 +27,7 @@ ROLLED_BACK = [
 
 
 def shown(progress: list[Progress], *, terminal: bool) -> str:
-    """What is shown at the end, with colours where it is a terminal."""
+    """Return the final output, with colours if it is a terminal."""
     written = io.StringIO()
     console = Console(file=written, width=80, force_terminal=terminal, color_system="standard")
     with LiveProgress(console).showing():
@@ -37,7 +37,7 @@ def shown(progress: list[Progress], *, terminal: bool) -> str:
 
 
 def rows(progress: list[Progress]) -> list[str]:
-    """The table as it stands at the end, each row begun with its mark."""
+    """Return the rows of the final table, each with its mark."""
     last = shown(progress, terminal=True).split("\x1b[2K")[-1]
     return [line.rstrip() for line in re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", last).split("\n")]
 

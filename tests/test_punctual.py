@@ -26,8 +26,8 @@ from prefect.states import AwaitingConcurrencySlot, AwaitingRetry, Cancelled, Co
 
 from prefect_rollout.errors import SkippedError
 from prefect_rollout.flows import deploy_latest_image, restart
-from prefect_rollout.flows.punctual import about
-from prefect_rollout.models import Outcome
+from prefect_rollout.release.result import Outcome
+from prefect_rollout.runs.staleness import about
 from support import Cloud
 
 pytestmark = pytest.mark.usefixtures("prefect_api")

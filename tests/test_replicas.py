@@ -5,17 +5,20 @@ from typing import Any
 
 import httpx
 import pytest
-from pydantic import TypeAdapter
 
-from prefect_rollout.difference import UNSEEN, Found, hold_choice, plan_lines, release_plan
-from prefect_rollout.models import Action, ClusterResult, ClusterStatus, Deployment, ReleasePlan, Template
-from prefect_rollout.platforms.container_cloud import ContainerCloudClient
-from prefect_rollout.platforms.signing import StarkHmacSigner
-from prefect_rollout.replicas import Replicas, kept, now, released
-from prefect_rollout.report import render_plan
-from prefect_rollout.tasks.before import look_before
+from prefect_rollout.platforms.container_cloud.client import ContainerCloudClient
+from prefect_rollout.platforms.container_cloud.payloads import ClusterStatus
+from prefect_rollout.platforms.container_cloud.signing import StarkHmacSigner
+from prefect_rollout.release.plan import UNSEEN, Procedure, ReleasePlan, Target, release_plan
+from prefect_rollout.release.plan_words import plan_lines
+from prefect_rollout.release.replicas import Replicas, kept, now, released
+from prefect_rollout.release.report import render_plan
+from prefect_rollout.release.request import Action
+from prefect_rollout.release.result import ClusterResult
+from prefect_rollout.release.workload import Baseline, Placement, Revision, Workload
+from prefect_rollout.tasks.read_baseline import baseline_of
 
-UNREPORTED = "the cloud does not report how many pods it was asked for"
+UNREPORTED = "the platform does not report its desired replicas"
 PODS = {"a": "Running", "b": "Pending", "c": "Terminating", "d": "Failed", "e": None}
 
 
@@ -31,18 +34,18 @@ PODS = {"a": "Running", "b": "Pending", "c": "Terminating", "d": "Failed", "e": 
     ],
 )
 def test_the_desired_number_is_the_platforms_or_unknown(status: dict[str, Any], desired: int | None) -> None:
-    assert ClusterStatus.model_validate(status).desired == desired
+    assert ClusterStatus.model_validate(status).status.desired == desired
 
 
 @pytest.mark.parametrize(
     ("desired", "pods", "expected"),
     [
         (1, None, Replicas(1)),
-        (3, {"a": "Running"}, Replicas(3, "3 pods stay, the metaData says 1")),
-        (0, None, Replicas(0, "0 pods stay, the metaData says 1")),
-        (None, PODS, Replicas(3, f"{UNREPORTED}: 3 are assumed, as so many are listed", assumed=True)),
-        (None, {}, Replicas(1, f"{UNREPORTED}: 1 are assumed, as the metaData says", assumed=True)),
-        (None, None, Replicas(1, f"{UNREPORTED}: 1 are assumed, as the metaData says", assumed=True)),
+        (3, {"a": "Running"}, Replicas(3, "replicas stay at 3 (configured: 1)")),
+        (0, None, Replicas(0, "replicas stay at 0 (configured: 1)")),
+        (None, PODS, Replicas(3, f"{UNREPORTED}: 3 assumed, as so many pods are listed", assumed=True)),
+        (None, {}, Replicas(1, f"{UNREPORTED}: 1 assumed, as configured", assumed=True)),
+        (None, None, Replicas(1, f"{UNREPORTED}: 1 assumed, as configured", assumed=True)),
     ],
 )
 def test_a_restart_keeps_the_number_that_runs(
@@ -55,10 +58,10 @@ def test_a_restart_keeps_the_number_that_runs(
     ("desired", "pods", "note"),
     [
         (1, PODS, ""),
-        (3, None, "replicas 3 → 1: the metaData says 1"),
+        (3, None, "replicas 3 → 1, as configured"),
         (None, {"a": "Running"}, ""),
         (None, None, ""),
-        (None, PODS, f"pods 3 → 1: the metaData says 1; {UNREPORTED}"),
+        (None, PODS, f"pods 3 → 1, as configured; {UNREPORTED}"),
     ],
 )
 def test_a_release_that_changes_the_number_back_says_so(
@@ -69,8 +72,8 @@ def test_a_release_that_changes_the_number_back_says_so(
 
 def test_a_look_shows_the_desired_number_or_says_that_it_is_assumed() -> None:
     assert now(1, 1) == Replicas(1)
-    assert now(3, 1) == Replicas(3, "the metaData says 1: the next release changes it back")
-    assert now(None, 1) == Replicas(1, f"{UNREPORTED}: 1 are assumed, as the metaData says", assumed=True)
+    assert now(3, 1) == Replicas(3, "configured replicas: 1, restored by the next release")
+    assert now(None, 1) == Replicas(1, f"{UNREPORTED}: 1 assumed, as configured", assumed=True)
 
 
 def test_what_is_live_names_the_number_that_the_cloud_was_asked_for() -> None:
@@ -82,57 +85,51 @@ def test_what_is_live_names_the_number_that_the_cloud_was_asked_for() -> None:
 
 # ---- plans --------------------------------------------------------------------------------------
 
-TEXT = (
-    '{"kind": "Deployment", "spec": {"template": {"spec": {"containers": '
-    '[{"name": "web", "image": "r/w:1"}]}}}}'
-)
-TEMPLATE = Template(id=10, template=TEXT)
+WORKLOAD = Workload(app_id=1, app="shop", id=2, name="web")
+REVISION = Revision(id=10, images={"web": "r/w:1"}, digest="d")
+ONE = Replicas(1)
 
 
-def planned(action: Action = Action.DEPLOY, **changes: Any) -> ReleasePlan:
-    fields: dict[str, Any] = {
-        "cluster": "c1",
-        "online": 10,
-        "before": TEMPLATE,
-        "after": TEMPLATE,
-        "images": {"web": "r/w:2"} if action is Action.DEPLOY else TEMPLATE.version.images,
-        "pods": 1,
-        "replicas": 1,
-    }
+def planned(action: Action = Action.DEPLOY, replicas: Replicas = ONE, **changes: Any) -> ReleasePlan:
+    """The plan for a cluster in which one pod runs; `changes` are of the state before, or the images."""
+    images = changes.pop("images", {"web": "r/w:2"} if action is Action.DEPLOY else REVISION.images)
+    before = Baseline(**{"online": 10, "revision": REVISION, "pods": {"web-1": "Running"}, **changes})
     return release_plan(
         action,
-        [Found(**{**fields, **changes})],
+        [Target("c1", before, REVISION, images, replicas)],
         platform="cloud",
-        app_id=1,
-        deployment_id=2,
-        deployment="web",
-        base=10 if action is Action.DEPLOY else None,
-        strategy=None,
-        in_place=False,
+        cloud="",
+        target="",
+        workload=WORKLOAD,
+        placement=Placement(replicas={"c1": 1}),
+        creates=action is Action.DEPLOY,
+        procedure=Procedure(),
     )
 
 
+def pods(count: int) -> dict[str, str | None]:
+    return {f"web-{number}": "Running" for number in range(count)}
+
+
 def test_a_plan_says_that_the_number_of_pods_changes_back() -> None:
-    note = "replicas 3 → 1: the metaData says 1"
-    plan = planned(desired=3, pods=3, note=note)
+    note = "replicas 3 → 1, as configured"
+    plan = planned(replicas=released(3, pods(3), 1), desired=3, pods=pods(3))
     assert f"    {note}" in plan_lines(plan)
     assert note in render_plan(plan)
     assert plan.plan_hash == planned().plan_hash  # it writes 1 either way
 
 
 def test_a_plan_does_not_say_that_nothing_changes_where_the_desired_number_does() -> None:
-    same: dict[str, Any] = {"images": TEMPLATE.version.images}
-    assert planned(**same, desired=1).nothing
-    assert not planned(**same, desired=3).nothing
+    assert planned(images=REVISION.images, desired=1).nothing
+    assert not planned(images=REVISION.images, desired=3).nothing
 
 
 def test_a_number_that_is_assumed_holds_no_restart_up() -> None:
-    two, three = (planned(Action.RESTART, replicas=count, pods=count, assumed=True) for count in (2, 3))
+    two, three = (planned(Action.RESTART, kept(None, pods(count), 1), pods=pods(count)) for count in (2, 3))
+    assert [each.clusters[0].replicas for each in (two, three)] == [2, 3]
     assert two.plan_hash == three.plan_hash
-    images = TEMPLATE.version.images
-    hold_choice(two, {"c1": (10, images, 3)})
-    known = planned(Action.RESTART, replicas=2, desired=2)
-    assert known.plan_hash != planned(Action.RESTART, replicas=3, desired=3).plan_hash
+    known = planned(Action.RESTART, kept(2, None, 1), desired=2)
+    assert known.plan_hash != planned(Action.RESTART, kept(3, None, 1), desired=3).plan_hash
 
 
 @pytest.mark.parametrize(
@@ -140,10 +137,10 @@ def test_a_number_that_is_assumed_holds_no_restart_up() -> None:
     [
         (Action.DEPLOY, {"pods": None}, True),
         (Action.RESTART, {"pods": None}, True),
-        (Action.DEPLOY, {"pods": 0}, False),
-        (Action.DEPLOY, {"pods": None, "online": None, "before": None}, False),
-        (Action.DEPLOY, {"pods": None, "images": TEMPLATE.version.images}, False),
-        (Action.SCALE, {"pods": None, "replicas": 2}, False),
+        (Action.DEPLOY, {"pods": {}}, False),
+        (Action.DEPLOY, {"pods": None, "online": None, "revision": None}, False),
+        (Action.DEPLOY, {"pods": None, "images": REVISION.images}, False),
+        (Action.SCALE, {"pods": None, "replicas": Replicas(2)}, False),
     ],
 )
 def test_a_plan_says_where_new_and_old_pods_cannot_be_told_apart(
@@ -157,25 +154,31 @@ def test_a_plan_says_where_new_and_old_pods_cannot_be_told_apart(
 # ---- what stood before --------------------------------------------------------------------------
 
 
-def looked(*pods: list[dict[str, Any]] | None, online: int | None = 10) -> tuple[Any, int]:
-    """What `look_before` finds where the statuses list these pods, the last ones for ever; and its looks."""
+TEXT = (
+    '{"kind": "Deployment", "spec": {"template": {"spec": {"containers": '
+    '[{"name": "web", "image": "r/w:1"}]}}}}'
+)
+
+
+def looked(*listed: list[dict[str, Any]] | None, online: int | None = 10) -> tuple[Any, int]:
+    """The baseline if the statuses list these pods, the last ones for ever; and the number of looks."""
     looks = 0
 
     def cloud(request: httpx.Request) -> httpx.Response:
         nonlocal looks
         data: Any = [{"templateId": online, "cluster": "c1"}] if online else []
         if request.url.path.endswith("/status"):
-            data = [{"cluster": "c1", "pods": pods[min(looks, len(pods) - 1)]}]
+            data = [{"cluster": "c1", "pods": listed[min(looks, len(listed) - 1)]}]
             looks += 1
         elif "/tpls/" in request.url.path:
-            data = {"id": online, "template": TEXT}
+            data = {"id": online, "deploymentId": 2, "template": TEXT}
         return httpx.Response(200, json={"data": data})
 
     async def look() -> Any:
         signer = StarkHmacSigner(key_id="k", secret_key="s", env="prod")
         transport = httpx.MockTransport(cloud)
         async with ContainerCloudClient("https://cloud", signer=signer, transport=transport) as client:
-            return (await look_before(client, Deployment(id=2, name="web", app_id=1), ["c1"]))["c1"]
+            return (await baseline_of(client, WORKLOAD, ["c1"]))["c1"]
 
     return asyncio.run(look()), looks
 
@@ -194,4 +197,4 @@ def test_an_empty_list_is_an_answer_and_nothing_is_looked_for_where_nothing_is_o
     assert looked([])[0].pods == {}
     before, looks = looked(None, online=None)
     assert (before.pods, looks) == ({}, 1)
-    assert TypeAdapter(ClusterStatus).validate_python({"pods": None}).pods is None
+    assert ClusterStatus.model_validate({"pods": None}).status.pods is None

@@ -4,9 +4,11 @@ import pytest
 from markdown_it import MarkdownIt
 
 from prefect_rollout.errors import ReleaseTimedOutError
-from prefect_rollout.models import Action, ClusterResult, Outcome, Pod, ReleaseResult
-from prefect_rollout.report import render
+from prefect_rollout.release.report import render
+from prefect_rollout.release.request import Action
+from prefect_rollout.release.result import ClusterResult, Outcome, ReleaseResult
 from prefect_rollout.tasks.report_release import artifact_key
+from prefect_rollout.verdict.status import Pod
 
 IMAGE = "harbor.qihoo.net/qdgc-qapm/qapm-web:202407291835-ddc95a7"
 

@@ -13,10 +13,10 @@ from prefect import get_client
 from prefect.client.schemas.objects import State
 from prefect.states import Cancelled, Completed, Crashed, Failed, Running
 
-from prefect_rollout import batch
+from prefect_rollout.batch import result as batch
+from prefect_rollout.batch.plan import Plan
 from prefect_rollout.blocks import ContainerCloud, ReleaseWindows
-from prefect_rollout.cli import _end
-from prefect_rollout.difference import plan_lines, summary
+from prefect_rollout.cli.results import end
 from prefect_rollout.errors import (
     ConfigurationError,
     NoPreviousTemplateError,
@@ -27,38 +27,31 @@ from prefect_rollout.errors import (
     WindowClosedError,
 )
 from prefect_rollout.flows import deploy_batch, deploy_latest_image, restart, rollback
-from prefect_rollout.flows.approval import question
-from prefect_rollout.mcp import answers, releases
+from prefect_rollout.mcp import deployments, types
 from prefect_rollout.mcp.connection import Api
-from prefect_rollout.mcp.permits import Permits
-from prefect_rollout.models import (
-    ClusterResult,
-    Deployment,
-    Outcome,
-    ReleaseRequest,
-    ReleaseResult,
-    Template,
-    maker_of,
-)
-from prefect_rollout.plan import Plan
-from prefect_rollout.platforms.container_cloud import cloud_identity
-from prefect_rollout.records import RECORD, deployment_tags, revision_tag
-from prefect_rollout.report import render
-from prefect_rollout.revisions import (
+from prefect_rollout.mcp.policy import Policy
+from prefect_rollout.platforms.container_cloud.exchange import cloud_identity
+from prefect_rollout.platforms.container_cloud.payloads import Template
+from prefect_rollout.release.plan_words import plan_lines, summary
+from prefect_rollout.release.report import render
+from prefect_rollout.release.request import ReleaseRequest
+from prefect_rollout.release.result import ClusterResult, Outcome, ReleaseResult
+from prefect_rollout.release.revisions import (
     Choice,
     Entry,
     Known,
     Past,
     Record,
-    Revision,
     capped,
     choose,
     known_of,
     taken_anyway,
     unknown_words,
 )
+from prefect_rollout.release.workload import Baseline, Revision, Workload
+from prefect_rollout.runs.approval import question
+from prefect_rollout.runs.records import RECORD, deployment_tags, revision_tag
 from prefect_rollout.tasks import choose_rollback, find_where_live, get_template
-from prefect_rollout.tasks.before import Before
 from support import Cloud
 
 NOW = datetime(2026, 11, 26, 10, 12, tzinfo=UTC)
@@ -148,17 +141,17 @@ BACK = past("b", "COMPLETED", 5, {"7": {"c1": ("left", 5)}, "6": {"c1": ("ready"
 )
 def test_the_last_word_about_a_revision_wins(pasts: list[Past], why: dict[str, str]) -> None:
     for order in (pasts, pasts[::-1]):
-        known = known_of(Revision(7, MADE), order, {})
+        known = known_of(Revision(id=7, made_by=MADE), order, {})
         assert {cluster: each.why for cluster, each in known.items()} == why
         assert all(each.released is not bool(each.why) for each in known.values())
 
 
 def test_what_a_rollback_left_and_what_is_online_again_was_published_past_this_tool() -> None:
-    assert not known_of(Revision(7, MADE), [GOOD, BACK], {"c1": 6})["c1"].released
-    assert known_of(Revision(7, MADE), [GOOD, BACK], {"c1": "7"})["c1"].released
+    assert not known_of(Revision(id=7, made_by=MADE), [GOOD, BACK], {"c1": 6})["c1"].released
+    assert known_of(Revision(id=7, made_by=MADE), [GOOD, BACK], {"c1": "7"})["c1"].released
     # It still counts as failed.
     failed = past(MADE, "FAILED", 0, clusters="c1")
-    assert not known_of(Revision(7, MADE), [failed, BACK], {"c1": 7})["c1"].released
+    assert not known_of(Revision(id=7, made_by=MADE), [failed, BACK], {"c1": 7})["c1"].released
 
 
 @pytest.mark.parametrize(
@@ -175,7 +168,7 @@ def test_what_a_rollback_left_and_what_is_online_again_was_published_past_this_t
     ],
 )
 def test_whether_it_was_ever_live_in_a_cluster(pasts: list[Past], was_live: bool) -> None:
-    assert known_of(Revision(7, MADE), pasts, {})["c1"].was_live is was_live
+    assert known_of(Revision(id=7, made_by=MADE), pasts, {})["c1"].was_live is was_live
 
 
 GONE = Known(released=False, was_live=False, why="its release failed on 2026-11-26 10:12 UTC")
@@ -183,10 +176,10 @@ THERE = Known(released=True, was_live=True)
 
 
 def test_the_newest_that_failed_nowhere_is_chosen_and_what_is_skipped_is_told() -> None:
-    revisions = [Revision(163), Revision(162), Revision(161), Revision(160)]
+    revisions = [Revision(id=163), Revision(id=162), Revision(id=161), Revision(id=160)]
     known = {"163": {"c1": GONE, "c2": GONE}, "162": {"c1": THERE, "c2": GONE}, "161": {"c1": THERE}}
     chosen = choose(revisions, known, option="--template-id")
-    assert chosen.revision == Revision(161)
+    assert chosen.revision == Revision(id=161)
     assert chosen.notes == [
         "163 is skipped: its release failed on 2026-11-26 10:12 UTC; `--template-id 163` takes it anyway",
         "162 is skipped: its release failed on 2026-11-26 10:12 UTC; `--template-id 162` takes it anyway",
@@ -196,23 +189,24 @@ def test_the_newest_that_failed_nowhere_is_chosen_and_what_is_skipped_is_told() 
 
 def test_in_a_cluster_what_happened_elsewhere_does_not_count() -> None:
     known = {"163": {"c1": GONE}, "162": {"c1": THERE, "c2": GONE}}
-    chosen = choose([Revision(163), Revision(162)], known, option="--to-template", cluster="c1")
+    chosen = choose([Revision(id=163), Revision(id=162)], known, option="--to-template", cluster="c1")
     assert chosen == Choice(
-        Revision(162),
+        Revision(id=162),
         [
             f"163 is skipped in c1: {GONE.why}; `--to-template 163` takes it anyway",
         ],
     )
-    assert choose([Revision(163)], known, option="--to-template", cluster="c2").revision == Revision(163)
+    assert choose([Revision(id=163)], known, option="--to-template", cluster="c2").revision == Revision(
+        id=163
+    )
 
 
 def test_of_what_is_not_on_record_the_plan_says_so() -> None:
-    assert choose([Revision(5)], {}, option="-") == Choice(Revision(5), [], unknown=True)
+    assert choose([Revision(id=5)], {}, option="-") == Choice(Revision(id=5), [], unknown=True)
     assert choose([], {}, option="-") == Choice(None, [])
     assert unknown_words([]) == ""
     assert unknown_words([5]) == (
-        "No release of template 5 is on record in this Prefect: it counts as released, and nothing more is "
-        "known of it."
+        "No release of template 5 is on record in this Prefect: it counts as released."
     )
     assert unknown_words([5, 6]).startswith(
         "No release of templates 5, 6 is on record in this Prefect: they "
@@ -230,7 +224,7 @@ def test_what_is_named_is_taken_and_its_failure_told() -> None:
 def test_many_notes_are_counted() -> None:
     notes = [f"{number} is skipped" for number in range(30)]
     assert capped(notes[:11]) == notes[:11]
-    assert capped(notes) == [*notes[:10], "20 older ones are skipped likewise"]
+    assert capped(notes) == [*notes[:10], "20 older ones are skipped, too"]
 
 
 @pytest.mark.parametrize("label", ["", None, "{}", "[1]", '{"platform": 1}', "\x00", 7])
@@ -254,15 +248,15 @@ def test_a_record_reads_back_and_keeps_the_first_time_at_which_a_cluster_left() 
         (f"weekly release={UUID(int=1)}", str(UUID(int=1))),
         (f"release={UUID(int=1)} ", None),
         (f"release={UUID(int=1)}\n", None),
-        ("release=1", None),
-        (f"release={'A' * 36}", None),
+        ("release=1", "1"),
+        ("release=", None),
         (None, None),
     ],
 )
 def test_the_description_names_the_run_that_made_a_template(
     description: str | None, made_by: str | None
 ) -> None:
-    assert maker_of(Template(id=1, description=description)) == made_by
+    assert Template(id=1, description=description).revision.made_by == made_by
 
 
 NOTE = "161 is skipped: its release failed on 2026-11-26 10:12 UTC; `--template-id 161` takes it anyway"
@@ -278,19 +272,19 @@ def test_every_place_says_what_was_skipped(capfd: pytest.CaptureFixture[str]) ->
         clusters=[ClusterResult(cluster="c1", replicas=1, template=162, template_before=160)],
     )
     assert "161 is skipped: its release failed on 2026-11-26 10:12 UTC" in render(result)
-    assert _end(result, None, None) == 0
+    assert end(result, None, None) == 0
     assert NOTE in capfd.readouterr().err
     record = result.model_dump(mode="json")
-    assert NOTE in answers.result_fields(record)["notes"][0]
+    assert NOTE in types.result_fields(record)["notes"][0]
     row = batch.Row(name="web", app_id=1, deployment="web", wave=1, stage=batch.Stage.RELEASED)
     row.note(result)
     whole = batch.BatchResult(
         batch_id="b", plan_digest="d", waves=1, releases=[row], outcome=Outcome.RELEASED
     )
     assert "161 is skipped: its release failed on 2026-11-26 10:12 UTC" in batch.render(whole)
-    assert _end(whole, None, None) == 0
+    assert end(whole, None, None) == 0
     assert f"web: {NOTE}." in capfd.readouterr().err
-    ((listed,), _) = answers.rows_of([row.model_dump(mode="json")])
+    ((listed,), _) = types.rows_of([row.model_dump(mode="json")])
     assert NOTE in listed.notes[0]
 
 
@@ -323,7 +317,7 @@ async def record(
         await client.update_flow_run_labels(run_id, {RECORD: made.model_dump_json()})
 
 
-def web(*clusters: str, marks: dict[int, UUID | None], **more: Any) -> dict[str, Any]:
+def web(*clusters: str, marks: dict[int, UUID | str | None], **more: Any) -> dict[str, Any]:
     """A scenario of `web`, whose templates were made by those runs and whose first one is online."""
     templates = [
         {"id": number, "image": f"r/web:{number}", "description": f"release={run_id}" if run_id else ""}
@@ -341,7 +335,7 @@ def web(*clusters: str, marks: dict[int, UUID | None], **more: Any) -> dict[str,
     return {"apps": [{"id": 1, "name": "shop", "deployments": [deployment]}]}
 
 
-WEB = Deployment(id=1, name="web", app_id=1)
+WEB = Workload(app_id=1, app="shop", id=1, name="web")
 
 
 @pytest.mark.promise("A version that failed does not come back")
@@ -377,6 +371,10 @@ async def test_the_newest_is_the_newest_that_was_released(
     assert (chosen.id, chosen.unknown, chosen.notes) == (13, True, [])
     make_cloud(**web("c1", marks={10: None, 14: other}))
     assert (await get_template.fn(WEB, target=TARGET)).unknown
+    # Another tool marks its templates, too.
+    make_cloud(**web("c1", marks={10: None, 11: "weekly"}))
+    chosen = await get_template.fn(WEB, target=TARGET)
+    assert (chosen.id, chosen.unknown) == (11, True)
 
 
 async def name_of(run_id: UUID) -> str:
@@ -426,23 +424,23 @@ async def test_a_rollback_goes_to_what_was_released_in_each_cluster(make_cloud: 
     for template_id in (11, 12, 13, 14):
         for cluster in ("c1", "c2"):
             cloud.inside.publish(1, 1, template_id, cluster, 1, user="lisi", key=None)
-    before = {name: Before(template_id=14) for name in ("c1", "c2")}
+    before = {name: Baseline(online=14) for name in ("c1", "c2")}
 
     async def chosen(**more: Any) -> dict[str, Any]:
         found = await choose_rollback.fn(WEB, before, target=TARGET, **more)
-        return {cluster: version.id for cluster, version in found.items()}
+        return {cluster: revision.id for cluster, revision in found.items()}
 
     assert await chosen() == {"c1": 12, "c2": 11}
     assert await chosen(over={"c1": 15, "c2": 15}) == {"c1": 14, "c2": 14}
-    before = {name: Before(template_id=13) for name in ("c1", "c2")}
+    before = {name: Baseline(online=13) for name in ("c1", "c2")}
     assert await chosen(over={"c1": 15, "c2": 15}) == {"c1": 14, "c2": 14}
     assert await chosen(to_template="13") == {"c1": 13, "c2": 13}
     # What the cloud has no more cannot come back.
-    before = {name: Before(template_id=14) for name in ("c1", "c2")}
+    before = {name: Baseline(online=14) for name in ("c1", "c2")}
     del cloud.inside._deployments[1].templates[12]
     del cloud.inside._deployments[1].templates[11]
     found = await choose_rollback.fn(WEB, before, target=TARGET)
-    assert {cluster: version.id for cluster, version in found.items()} == {"c1": 10, "c2": 10}
+    assert {cluster: revision.id for cluster, revision in found.items()} == {"c1": 10, "c2": 10}
     assert found["c1"].notes[1:] == [
         "12 is skipped in c1: it was deleted",
         "11 is skipped in c1: it was deleted",
@@ -480,7 +478,7 @@ async def test_an_assistant_sees_which_templates_are_skipped(make_cloud: Any) ->
     await record(cloud, bad)
     async with get_client() as client:
         api = Api(client, TARGET, {}, None)
-        found = await releases.templates(api, Permits(), TARGET, 1, "web", 9)
+        found = await deployments.templates(api, Policy(), TARGET, 1, "web", 9)
     assert [(each.template_id, each.not_released.partition(" on ")[0]) for each in found.templates] == [
         (11, "<data>its release failed"),
         (10, ""),
@@ -510,8 +508,9 @@ async def fails(release: Any, kind: type[RolloutError] = ReleaseError) -> Releas
     with pytest.raises(kind) as caught:
         await release
     assert not isinstance(caught.value, RollbackFailedError), caught.value
-    assert caught.value.result
-    return caught.value.result
+    result = caught.value.result
+    assert isinstance(result, ReleaseResult)
+    return result
 
 
 @pytest.mark.promise("A version that failed does not come back")
@@ -531,7 +530,7 @@ async def test_a_version_that_failed_does_not_come_back(make_cloud: Any) -> None
     request = ReleaseRequest.of(app_id=1, deployment="web")
     empty = ReleaseResult(outcome=Outcome.FAILED, app_id=1, deployment="web", release_id="")
     assert "11 is skipped: its release failed on 20" in question(request, empty, plan)
-    assert note in answers.plan_of(plan.model_dump(mode="json")).lines[-2]
+    assert note in types.plan_of(plan.model_dump(mode="json")).lines[-2]
     # A batch, as a schedule, names no template either.
     done = await deploy_batch(Plan.of(releases=[FAST]))
     (row,) = done.releases
@@ -600,10 +599,8 @@ async def test_a_cluster_in_which_it_runs_well_keeps_it_and_the_newest_is_anothe
     await fails(deploy("bad", order="one-by-one"))
     assert [truth["template"] for truth in cloud.truth("web")] == [11, 11]
     await deploy("3")
-    found = await choose_rollback.fn(
-        WEB, {name: Before(template_id=12) for name in ("c1", "c2")}, target=TARGET
-    )
-    assert {cluster: version.id for cluster, version in found.items()} == {"c1": 11, "c2": 10}
+    found = await choose_rollback.fn(WEB, {name: Baseline(online=12) for name in ("c1", "c2")}, target=TARGET)
+    assert {cluster: revision.id for cluster, revision in found.items()} == {"c1": 11, "c2": 10}
 
 
 # ---- closed windows ------------------------------------------------------------------------------

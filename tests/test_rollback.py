@@ -21,10 +21,10 @@ from prefect_rollout.errors import (
     TemplateNotFoundError,
 )
 from prefect_rollout.flows import deploy_latest_image, restart, rollback, scale
-from prefect_rollout.models import Outcome
-from prefect_rollout.progress import Progress, listening
+from prefect_rollout.release.progress import Progress, listening
+from prefect_rollout.release.result import Outcome
+from prefect_rollout.release.workload import Baseline
 from prefect_rollout.tasks import check_deployment, choose_rollback
-from prefect_rollout.tasks.before import Before
 from support import Cloud, web
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -161,7 +161,7 @@ async def test_a_retry_asks_again_what_is_live_and_takes_no_verdict_of_before(ma
     async with get_client() as client:
         await client.set_flow_run_state(run_id, AwaitingRetry(), force=True)
         run = await client.read_flow_run(run_id)
-    with pytest.raises(ConflictError, match="not online in c1 any more"):
+    with pytest.raises(ConflictError, match="template 12 is no longer online in c1"):
         await run_flow_async(deploy_latest_image, flow_run=run, parameters=WEB)
 
 
@@ -217,7 +217,7 @@ async def test_a_template_to_go_back_to_has_to_be_one_of_the_deployments_own(clo
     checked = await check_deployment.fn(3290, "qapm-home", target=target)
     for to_template, kind in ((99, TemplateNotFoundError), (1343161, ForeignTemplateError)):
         with pytest.raises(kind):
-            await choose_rollback.fn(checked.deployment, {"pub-bjwdt": Before()}, to_template, target=target)
+            await choose_rollback.fn(checked.workload, {"pub-bjwdt": Baseline()}, to_template, target=target)
 
 
 # ---- cluster by cluster -------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from typing import Any
 import httpx
 import pytest
 
-from prefect_rollout.platforms.signing import (
+from prefect_rollout.platforms.container_cloud.signing import (
     StarkHmacSigner,
     canonical_query,
     signature,

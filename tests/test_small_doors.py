@@ -1,6 +1,5 @@
 """Smaller doors: names, locks, values of templates, who asks."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,6 @@ from mcp import Client
 from prefect import get_client, tags
 from prefect.states import Cancelled
 
-from prefect_rollout import difference
 from prefect_rollout.errors import (
     UNLISTED,
     ClusterNotFoundError,
@@ -20,16 +18,17 @@ from prefect_rollout.errors import (
     InputError,
     RolloutError,
 )
+from prefect_rollout.execution.worker import RolloutWorker, deploy_flows
 from prefect_rollout.flows import deploy_latest_image
-from prefect_rollout.guard import lock_name
-from prefect_rollout.mcp import releases
+from prefect_rollout.mcp import flow_runs, follow
 from prefect_rollout.mcp.connection import Api, opened
-from prefect_rollout.mcp.permits import Permits
-from prefect_rollout.mcp.quoting import unlisted
+from prefect_rollout.mcp.policy import Policy
 from prefect_rollout.mcp.server import Server
-from prefect_rollout.mcp.work import Work
-from prefect_rollout.platforms.container_cloud import cloud_identity
-from prefect_rollout.runner import Runner
+from prefect_rollout.mcp.session import Session
+from prefect_rollout.mcp.untrusted import unlisted
+from prefect_rollout.platforms.container_cloud.exchange import cloud_identity
+from prefect_rollout.release import pod_diff
+from prefect_rollout.runs.lock import lock_name
 from support import Cloud
 
 
@@ -71,7 +70,7 @@ async def test_a_run_of_a_restricted_assistant_learns_no_name_that_exists(
     asked = {"app_id": 3290, **parameters}
     _, told = await failed(asked)  # a person is shown what there is
     assert all(name in told for name in names)
-    with tags(*Permits(deployments=["qapm-ho*"]).tags(None)):
+    with tags(*Policy(deployments=["qapm-ho*"]).tags(None)):
         run_id, told = await failed(asked)
     assert kind.__name__ in told
     assert not [name for name in names if name in told.replace(parameters["deployment"], "")]
@@ -86,13 +85,13 @@ async def test_nor_does_what_it_asks_directly_or_reads_of_others(
     assert prefect_api
     asked = {"app_id": 3290, "deployment": "qapm-hom"}
     theirs, _ = await failed(asked)
-    permits = Permits(deployments=["qapm-hom*"])
-    found = await releases.find(assistant_api, permits, str(theirs))
-    shown = (await releases.look(assistant_api, found)).model_dump_json()
+    policy = Policy(deployments=["qapm-hom*"])
+    found = await flow_runs.find(assistant_api, policy, str(theirs))
+    shown = (await follow.look(assistant_api, found)).model_dump_json()
     assert "there is no deployment" in shown
     assert not [name for name in OTHERS if name in shown]
-    everybody = await releases.find(assistant_api, Permits(), str(theirs))
-    assert "bad-image" in (await releases.look(assistant_api, everybody)).model_dump_json()
+    everybody = await flow_runs.find(assistant_api, Policy(), str(theirs))
+    assert "bad-image" in (await follow.look(assistant_api, everybody)).model_dump_json()
 
 
 async def test_an_id_of_a_run_that_is_not_allowed_says_nothing_of_it(
@@ -101,8 +100,8 @@ async def test_an_id_of_a_run_that_is_not_allowed_says_nothing_of_it(
     assert prefect_api
     theirs, _ = await failed({"app_id": 3290, "deployment": "qapm-hom", "clusters": ["secret-place"]})
     with pytest.raises(InputError) as caught:
-        await releases.find(assistant_api, Permits(deployments=["web"]), str(theirs))
-    assert "is a run of what is not allowed here" in str(caught.value)
+        await flow_runs.find(assistant_api, Policy(deployments=["web"]), str(theirs))
+    assert "is a run of a deployment that is not allowed here" in str(caught.value)
     assert "qapm" not in str(caught.value)
     assert "secret-place" not in str(caught.value)
 
@@ -161,16 +160,16 @@ def dressed(shape: Any, value: str) -> Any:
     """A pod template, or a part of one, in which every field that is no image is `value`."""
     if isinstance(shape, dict):
         return {name: dressed(part, value) for name, part in shape.items() if name != "image"}
-    if isinstance(shape, difference._Named):
+    if isinstance(shape, pod_diff._Named):
         key = {"containerPort": 80, "mountPath": f"/{value}"}.get(shape.key, "entry")
         return [{**dressed(shape.entry, value), shape.key: key}]
-    return {"key": value} if isinstance(shape, difference._Each) else value
+    return {"key": value} if isinstance(shape, pod_diff._Each) else value
 
 
 @pytest.mark.parametrize("form", ["{}", "/{}", "{}-1", "{}.example", "100{}", "{}Mi"])
 def test_a_plan_shows_no_text_of_a_pod_template(form: str) -> None:
-    before, after = (dressed(difference._PODS, form.format(secret)) for secret in ("Hunter2a", "Hunter2b"))
-    changes = difference.differences(before, after)
+    before, after = (dressed(pod_diff._PODS, form.format(secret)) for secret in ("Hunter2a", "Hunter2b"))
+    changes = pod_diff.differences(before, after)
     assert len(changes) > 100
     assert {change.path for change in changes} >= {
         "metadata.labels[key]",
@@ -190,8 +189,9 @@ async def test_over_http_who_asks_is_what_the_client_says(
     cloud: Cloud, assistant_api: Api, stdio: bool, verified: bool
 ) -> None:
     assert cloud.record == []
-    await Runner.of(assistant_api.client, asyncio.Event())  # makes the deployments, and runs nothing
-    server = Server(Work(Permits(deployments=["qapm-*"]), Path("unused")), stdio=stdio)
+    async with RolloutWorker("doors"):  # makes the pool, and executes nothing
+        await deploy_flows("doors")
+    server = Server(Session(Policy(deployments=["qapm-*"]), Path("unused")), stdio=stdio)
     async with Client(server, mode="2026-07-28") as client:
         asked = {"app_id": 3290, "deployment": "qapm-home", "wait_seconds": 0}
         planned = (await client.call_tool("plan_release", asked)).structured_content or {}
@@ -201,4 +201,4 @@ async def test_over_http_who_asks_is_what_the_client_says(
     await assistant_api.client.set_flow_run_state(run_id, Cancelled(), force=True)
     assert run.parameters["requested_by"].endswith(" (unverified)") is not verified
     assert ("(unverified)" in str(release)) is not verified
-    assert {"allow-image:(ran before)", UNLISTED, "entrance:mcp"} <= set(run.tags)
+    assert {"allow-image:(ran before)", UNLISTED, "trigger:mcp"} <= set(run.tags)

@@ -16,15 +16,17 @@ from prefect.states import AwaitingRetry
 from pydantic import SecretStr
 
 from prefect_rollout.blocks import ContainerCloud, choose_target
-from prefect_rollout.difference import plan_lines
 from prefect_rollout.errors import ConfigurationError, InputError, PlanError, RejectedError
 from prefect_rollout.flows import deploy_batch, deploy_latest_image
-from prefect_rollout.mcp import answers, permits, releases
+from prefect_rollout.mcp import deployments, flow_runs, policy, types
 from prefect_rollout.mcp.connection import opened
-from prefect_rollout.mcp.permits import Permits
-from prefect_rollout.mcp.quoting import unquoted
-from prefect_rollout.models import DEFAULT_TARGET, Action, Outcome, ReleasePlan, ReleaseRequest, ReleaseResult
-from prefect_rollout.report import render, render_plan
+from prefect_rollout.mcp.policy import Policy
+from prefect_rollout.mcp.untrusted import unquoted
+from prefect_rollout.release.plan import ReleasePlan
+from prefect_rollout.release.plan_words import plan_lines
+from prefect_rollout.release.report import render, render_plan
+from prefect_rollout.release.request import DEFAULT_TARGET, Action, ReleaseRequest
+from prefect_rollout.release.result import Outcome, ReleaseResult
 from prefect_rollout.simulator import Scenario, SimulatorServer
 from support import BIN, Cloud
 
@@ -75,7 +77,7 @@ def test_a_target_is_a_block_or_the_environment_or_left_out(target: str) -> None
 
 
 def test_what_is_allowed_is_judged_by_the_target_that_an_empty_one_means() -> None:
-    assert permits.DEFAULT_TARGET == DEFAULT_TARGET
+    assert policy.DEFAULT_TARGET == DEFAULT_TARGET
 
 
 # ---- against a Prefect API ----------------------------------------------------------------------
@@ -101,7 +103,7 @@ async def saved(production: Cloud, prefect_api: str) -> AsyncIterator[Cloud]:
     await ContainerCloud.adelete("default")
 
 
-@pytest.mark.promise("A release goes to the cloud that was meant")
+@pytest.mark.promise("A release goes to the intended cloud")
 async def test_a_default_block_does_not_silently_beat_the_variables(saved: Cloud, cloud: Cloud) -> None:
     with pytest.raises(ConfigurationError) as caught:
         await deploy_latest_image(**HOME)
@@ -120,7 +122,7 @@ async def test_a_default_block_does_not_silently_beat_the_variables(saved: Cloud
     assert cloud.url in mistake["problem"]
 
 
-@pytest.mark.promise("A release goes to the cloud that was meant")
+@pytest.mark.promise("A release goes to the intended cloud")
 async def test_a_target_that_is_named_wins_and_every_telling_names_it(
     saved: Cloud, cloud: Cloud, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -133,17 +135,17 @@ async def test_a_target_that_is_named_wins_and_every_telling_names_it(
         assert f"{result.cloud} ({result.target})" == words
         assert result.plan is not None
         assert plan_lines(result.plan)[0].startswith(f"Plan of qapm-home on {words}, by RollingUpdate")
-        assert words in unquoted(answers.plan_of(result.plan.model_dump()).lines[0])
+        assert words in unquoted(types.plan_of(result.plan.model_dump()).lines[0])
         assert (await choose_target(target)).words == words
         planned[target] = result.plan.plan_hash
         async with opened(Path("unused")) as api:
-            assert unquoted((await releases.live(api, target, 3290, "qapm-home", None)).cloud) == words
+            assert unquoted((await deployments.live(api, target, 3290, "qapm-home", None)).cloud) == words
             assert (
-                unquoted((await releases.templates(api, Permits(), target, 3290, "qapm-home", 1)).cloud)
+                unquoted((await deployments.templates(api, Policy(), target, 3290, "qapm-home", 1)).cloud)
                 == words
             )
             run = await api.client.read_flow_run(UUID(result.release_id))
-            assert unquoted(releases._of_run(api, run, "deploy-latest-image", reason=10)["cloud"]) == words
+            assert unquoted(flow_runs.fields_of(api, run, "deploy-latest-image", reason=10)["cloud"]) == words
     # The address is part of the hash: a plan for one cloud is none for the other.
     assert planned["environment"] != planned["container-cloud/default"]
     # Once they say the same there is nothing to choose.
@@ -152,7 +154,7 @@ async def test_a_target_that_is_named_wins_and_every_telling_names_it(
     assert (await choose_target("")).words == f"{saved.url} (container-cloud/default)"
 
 
-@pytest.mark.promise("A release goes to the cloud that was meant")
+@pytest.mark.promise("A release goes to the intended cloud")
 async def test_an_assistant_has_to_have_it_chosen(saved: Cloud, cloud: Cloud) -> None:
     async with opened(Path("unused")) as api:
         with pytest.raises(ConfigurationError, match="the saved block container-cloud/default") as caught:
@@ -175,7 +177,7 @@ async def test_without_variables_there_is_no_environment_to_choose() -> None:
     assert "K8S_KEY_ID and K8S_SECRET_KEY" in str(caught.value)
 
 
-@pytest.mark.promise("A release goes to the cloud that was meant")
+@pytest.mark.promise("A release goes to the intended cloud")
 async def test_a_run_does_not_go_on_in_another_cloud(
     production: Cloud, cloud: Cloud, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

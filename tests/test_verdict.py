@@ -6,10 +6,21 @@ from typing import Any
 import pytest
 import yaml
 
-from prefect_rollout.models import ClusterStatus
-from prefect_rollout.verdict import Ending, Expected, Grace, Look, Verdict, judge
+from prefect_rollout.platforms.container_cloud.payloads import ClusterStatus
+from prefect_rollout.verdict.expected import Expected, Grace
+from prefect_rollout.verdict.judge import judge
+from prefect_rollout.verdict.status import Observation
+from prefect_rollout.verdict.verdict import Ending, Verdict
 
 CLAIMS = {path.stem: path for path in sorted((Path(__file__).parent / "data" / "statuses").glob("*.yaml"))}
+
+
+def observed(at: float, clusters: dict[str, Any] | None = None) -> Observation:
+    """Return the observation that the client makes of these payloads, `{cluster: payload}`."""
+    found = clusters and {
+        name: ClusterStatus.model_validate(payload).status for name, payload in clusters.items()
+    }
+    return Observation(at=at, clusters=found)
 
 
 def verdicts(claim: dict[str, Any]) -> list[Verdict]:
@@ -20,7 +31,7 @@ def verdicts(claim: dict[str, Any]) -> list[Verdict]:
     for number, each in enumerate(claim["looks"], start=1):
         last = claim.get("last", False) and number == len(claim["looks"])
         before = found[-1] if found else None
-        verdict = judge(expected, Look.model_validate(each), before, grace=grace, last=last)
+        verdict = judge(expected, observed(**each), before, grace=grace, last=last)
         again = Verdict.model_validate_json(verdict.model_dump_json())
         assert again == verdict
         found.append(again)
@@ -52,17 +63,11 @@ LABELLED = [{**pod, "templateId": 2} for pod in NEW]
 
 
 def expected(**changes: Any) -> Expected:
-    return Expected(**{"cluster": "a", "template_id": 2, "replicas": 2, "baseline": OLD, **changes})
+    return Expected(**{"cluster": "a", "revision": 2, "replicas": 2, "baseline": OLD, **changes})
 
 
-def look(at: float = 0, **listed: list[dict[str, Any]]) -> Look:
-    return Look(
-        at=at,
-        clusters={
-            name: ClusterStatus.model_validate({"cluster": name, "pods": pods})
-            for name, pods in listed.items()
-        },
-    )
+def look(at: float = 0, **listed: list[dict[str, Any]]) -> Observation:
+    return observed(at, {name: {"cluster": name, "pods": pods} for name, pods in listed.items()})
 
 
 def test_every_cluster_has_to_be_released() -> None:

@@ -11,12 +11,15 @@ from typing import Any
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from prefect_rollout.models import ClusterStatus
+from prefect_rollout.platforms.container_cloud.payloads import ClusterStatus
 from prefect_rollout.simulator.cloud import Cloud
 from prefect_rollout.simulator.engine import Rollout
 from prefect_rollout.simulator.pod import CRASH_LOOKS_RUNNING
 from prefect_rollout.simulator.scenario import Scenario
-from prefect_rollout.verdict import Ending, Expected, Grace, Look, Verdict, judge
+from prefect_rollout.verdict.expected import Expected, Grace
+from prefect_rollout.verdict.judge import judge
+from prefect_rollout.verdict.status import Observation, Status
+from prefect_rollout.verdict.verdict import Ending, Verdict
 
 APP, DEPLOYMENT = 1, 10
 OLD, BAD, OURS, THEIRS = 100, 101, 102, 103
@@ -153,7 +156,7 @@ class Release:
         self.expected = [
             Expected(
                 cluster=cluster,
-                template_id=OURS,
+                revision=OURS,
                 replicas=wanted,
                 baseline={pod.name: pod.state for pod in before[cluster].pods or ()},
                 generation_before=before[cluster].generation,
@@ -167,7 +170,7 @@ class Release:
         for cluster, wanted in self.case.wanted.items():
             self.cloud.publish(APP, DEPLOYMENT, template, cluster, wanted, user="test", key=None)
 
-    def _statuses(self, *, hide: bool) -> dict[str, ClusterStatus]:
+    def _statuses(self, *, hide: bool) -> dict[str, Status]:
         found = {}
         shapes = self.cloud.status(APP, DEPLOYMENT, list(self.case.wanted))
         for cluster, shape in zip(self.case.wanted, shapes, strict=True):
@@ -178,7 +181,7 @@ class Release:
                     {key: value for key, value in pod.items() if key not in self.case.pod_hidden}
                     for pod in status["pods"]
                 ]
-            found[cluster] = ClusterStatus.model_validate(status)
+            found[cluster] = ClusterStatus.model_validate(status).status
         return found
 
     def rollout(self, cluster: str) -> Rollout:
@@ -205,7 +208,7 @@ class Release:
             self.now = moment
             seen = None if number in case.unanswered else self._statuses(hide=True)
             last = number == len(case.polls) - 1
-            look = Look(at=self.now, clusters=seen)
+            look = Observation(at=self.now, clusters=seen)
             verdict = judge(self.expected, look, verdict, grace=case.grace, last=last)
             yield verdict
             if verdict.ending is not Ending.WAITING:
@@ -249,6 +252,6 @@ def test_what_runs_becomes_green(case: Case) -> None:
     *_, verdict = release.watch()
     release.now += 1000
     for _ in range(2):
-        look = Look(at=release.now, clusters=release._statuses(hide=True))
+        look = Observation(at=release.now, clusters=release._statuses(hide=True))
         verdict = judge(release.expected, look, verdict, grace=case.grace)
     assert verdict.released, verdict.explain()

@@ -13,8 +13,8 @@ from prefect.testing.standard_test_suites.blocks import BlockStandardTestSuite
 from pydantic import ValidationError
 
 from prefect_rollout.blocks import ContainerCloud, ReleaseWindows
-from prefect_rollout.models import first_mistake
-from prefect_rollout.windows import HORIZON, Closed, Rule, _zones, iso_time, judge, zone
+from prefect_rollout.ids import first_mistake
+from prefect_rollout.release.windows import HORIZON, Closed, Rule, _zones, iso_time, judge, zone
 
 WEEKEND: dict[str, Any] = {"name": "weekend freeze", "cron": "0 22 * * FRI", "duration_minutes": 3480}
 OFFICE: dict[str, Any] = {"name": "office", "effect": "allow", "cron": "0 9 * * 1-5", "duration_minutes": 480}
@@ -53,7 +53,7 @@ def test_a_deny_rule_closes_from_its_first_moment_until_before_its_end(at: str, 
 def test_what_closes_is_told_with_the_moment_at_which_it_reopens() -> None:
     closed = asked("2026-11-28T12:00", WEEKEND, clusters="pub-bjwdt pub-bjyt")
     assert closed is not None
-    assert closed.told("release-windows/default") == (
+    assert closed.clause("release-windows/default") == (
         "the release window 'weekend freeze' of release-windows/default is closed for pub-bjwdt, pub-bjyt "
         "until Mon 2026-11-30 08:00 Asia/Shanghai"
     )
@@ -63,13 +63,13 @@ def test_what_does_not_reopen_within_a_year_is_told_so() -> None:
     closed = asked("2026-01-01", {"name": "end of life", "start": "2025-01-01", "end": "2030-01-01"})
     assert closed is not None
     assert closed.reopens is None
-    assert closed.told("b").endswith("is closed for c1 and does not reopen within a year")
+    assert closed.clause("b").endswith("is closed for c1 and does not reopen within a year")
 
 
 def test_what_is_told_of_a_rule_cannot_steer_a_terminal() -> None:
     closed = asked("2026-11-28T12:00", {**WEEKEND, "name": "a\x1b[31m\nb"})
     assert closed is not None
-    assert closed.told("b").isprintable()
+    assert closed.clause("b").isprintable()
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prefect_rollout import yaml_lines
-from prefect_rollout.yaml_lines import Flaw, read_yaml
+from prefect_rollout.batch import yaml_lines
+from prefect_rollout.batch.yaml_lines import Flaw, read_yaml
 
 
 @pytest.fixture(params=[True, False], ids=["libyaml", "pure"], autouse=True)
@@ -97,8 +97,8 @@ def test_a_key_that_stands_twice_is_a_flaw_at_any_depth() -> None:
     document = read_yaml(b"a: 1\nb:\n  - {c: 1,\n     c: 2}\na: 3\n")
     assert document.value == {"a": 1, "b": [{"c": 1}]}
     assert sorted(document.flaws, key=lambda flaw: flaw.line) == [
-        Flaw(4, ("b", 0, "c"), "the key stands twice, first on line 3"),
-        Flaw(5, ("a",), "the key stands twice, first on line 1"),
+        Flaw(4, ("b", 0, "c"), "the key is given twice, first on line 3"),
+        Flaw(5, ("a",), "the key is given twice, first on line 1"),
     ]
 
 
@@ -118,15 +118,15 @@ CHAIN = "\n".join(["a: &a [x]", "a0: &a0 [*a]", *(f"a{n}: &a{n} [*a{n - 1}]" for
         (b"a: !!python/object/apply:os.system [ls]", 1, "has no meaning here"),
         (b"a: 1\nb: !secret x", 2, "!secret has no meaning here"),
         (b"a: !!set {x}", 1, "has no meaning here"),
-        (b"a: !!int x", 1, "not of the type"),
-        (b"a: " + b"1" * 5000, 1, "more than 1000 digits"),
+        (b"a: !!int x", 1, "not a value of the type int"),
+        (b"a: " + b"1" * 5000, 1, "not a value of the type int"),
         (b"a:\n  ? [x]\n  : 1", 2, "a key is text"),
-        (b"a:\n  <<: [1]", 2, "merges mappings only"),
-        (b"a: &a\n  - *a", 1, "inside what it stands for"),
-        (b"a: &a\n  b: *a", 2, "inside what it stands for"),
+        (b"a:\n  <<: [1]", 2, "merges other mappings only"),
+        (b"a: &a\n  - *a", 1, "inside its own value"),
+        (b"a: &a\n  b: *a", 2, "inside its own value"),
         (b"[" * 100_000, 1, "nested deeper"),
         (b"- " * 100_000 + b"x", 1, "nested deeper"),
-        (CHAIN.encode(), None, "or too deep"),
+        (CHAIN.encode(), None, "nested too deep"),
     ],
 )
 def test_what_cannot_be_read_is_a_flaw_at_its_line(text: bytes, line: int | None, problem: str) -> None:
@@ -137,8 +137,10 @@ def test_what_cannot_be_read_is_a_flaw_at_its_line(text: bytes, line: int | None
         assert flaws[0].line == line
 
 
-def test_a_mapping_that_merges_itself_is_read_once() -> None:
-    assert read_yaml(b"a: &a\n  <<: *a\n  x: 1").value == {"a": {"x": 1}}
+def test_a_mapping_that_merges_itself_is_a_flaw_and_keeps_its_own_keys() -> None:
+    document = read_yaml(b"a: &a\n  <<: *a\n  x: 1")
+    assert document.value == {"a": {"x": 1}}
+    assert [flaw.problem for flaw in document.flaws] == ["<< merges other mappings only"]
 
 
 @pytest.mark.parametrize("open_", ["[{}]", "{{k: [{}]}}"])

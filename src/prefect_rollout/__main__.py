@@ -1,16 +1,16 @@
-"""The console script. A client waits for the MCP server: it starts without what the other commands need."""
+"""The console script. The MCP server starts fast: without the imports of the other commands."""
 
 import sys
 
 
 def main() -> None:
-    """Runs the command that the process was started with."""
-    from prefect_rollout.console import run
+    """Run the command of this process."""
+    from prefect_rollout.cli.output import run
 
     if sys.argv[1:2] == ["mcp"]:
         from prefect_rollout.mcp.command import app
     else:
-        from prefect_rollout.cli import app
+        from prefect_rollout.cli.commands import app
     run(app)
 
 

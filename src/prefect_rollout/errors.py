@@ -1,81 +1,76 @@
-"""What can go wrong, as one tree.
+"""All errors, as one tree.
 
 RolloutError
-├── InputError                  a value that the caller gave cannot be used; nothing was asked
+├── InputError                  a value of the caller cannot be used; no request was sent
 │   └── PlanError               a plan of releases has mistakes; all are listed
 ├── ConfigurationError          a block, environment variable or file is missing or unusable
-├── NotFoundError               the platform does not have what was named
+├── NotFoundError               the platform does not have the named object
 │   ├── AppNotFoundError
 │   ├── DeploymentNotFoundError
-│   ├── TemplateNotFoundError   the template id that was asked for is unknown
+│   ├── TemplateNotFoundError   the requested template id is unknown
 │   ├── NoTemplateError         the deployment has no template, or none that was released
 │   ├── NoPreviousTemplateError the history has no released template to go back to
 │   ├── ClusterNotFoundError
 │   └── ContainerNotFoundError
-├── MetaDataError               the deployment's metaData cannot be read or lacks what a release needs
+├── WorkloadError               the deployment's configuration cannot be read or is incomplete
 ├── TemplateError               the template cannot be released
 │   ├── ForeignTemplateError    it belongs to another deployment
 │   └── UnreadableTemplateError it is not an apps/v1 Deployment
 ├── UpgradeError                the upgrade did not leave exactly one new template
-├── PlatformError               the platform did not do what it was asked
+├── PlatformError               the platform refused or failed
 │   ├── AuthenticationError     401
 │   ├── AccessDeniedError       403
 │   │   └── QuotaExceededError  403, sub-code 403001
 │   ├── RejectedError           400 and other refusals that a repeat does not change
 │   ├── ConflictError           409
-│   ├── OverloadedError         429 and 503, perhaps with a time to wait
+│   ├── OverloadedError         429 and 503, possibly with Retry-After
 │   ├── ServerFaultError        500, 502, 504: a write may have taken effect
 │   ├── UnreachableError        no answer: refused, reset, timed out: a write may have taken effect
-│   └── UnusableAnswerError     an answer that is not what the contract says
-├── SkippedError                the run came too late, or a newer one takes its place; nothing was asked
+│   └── UnusableAnswerError     the answer does not follow the contract
+├── SkippedError                the run is late, or a newer run supersedes it
 ├── LockedError                 another release of the same deployment and cluster is running
-├── WindowClosedError           a release window is closed, and it may not start now
-├── PlanChangedError            what a release would do is not what its dry run showed any more
-├── LockLostError               the release's lock, or its right to go on, was lost: it stops before a write
-├── BatchFailedError            not all releases of a batch were released
-├── UnforeseenError             something of ours or of a library's went wrong that nobody foresaw
-└── ReleaseError                the release was started and did not end well
-    ├── ReleaseFailedError      the platform or a pod says that it cannot succeed
-    ├── ReleaseTimedOutError    the pods were not all ready within the polls allowed
-    ├── RollbackFailedError     what had failed could not be rolled back either
+├── WindowClosedError           a release window is closed
+├── PlanChangedError            the plan is no longer the one that the dry run showed
+├── LockLostError               the lock is lost, or another process continues the run: no more writes
+├── BatchFailedError            not all releases of a batch succeeded
+├── UnforeseenError             an unexpected error in this package or a library
+└── ReleaseError                the release failed after its start
+    ├── ReleaseFailedError      the platform or a pod reports that it cannot succeed
+    ├── ReleaseTimedOutError    not all pods were ready within the allowed polls
+    ├── RollbackFailedError     the release failed, and its rollback failed as well
     └── ReleaseCancelledError   a person cancelled it
         └── NotApprovedError    a person rejected it, or nobody approved it in time; nothing was written
 
-Every error carries `step` (the step of the release), `problem`, `advice` (what the user can do next),
-`retryable` (whether the same call may succeed later), `retry_after` (seconds), `data` (status, code,
-request_id, cluster, template_id and the like, where known) and `diagnosis` (category, cluster, pod and
-what to do next, for people and programs alike). `retry_helps` says whether a retry of the run that it ended
-can end otherwise; whoever offers a retry asks that, so no `advice` speaks of one.
+Every error has `step` (of the release), `problem`, `advice` (what the user can do next), `retryable` (the
+same call may succeed later), `retry_after` (seconds), `data` (status, code, request_id, cluster, template_id
+and more, if known) and `diagnosis` (category, cluster, pod, next action). `retry_helps` is true if a retry
+of the run can end differently; code that offers a retry checks it, so no `advice` mentions a retry.
 """
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, ClassVar, Self, TypedDict
+from typing import Any, ClassVar, Self, TypedDict
 
-from prefect_rollout.diagnosis import Category, Diagnosis
 from prefect_rollout.text import one_line, when
-
-if TYPE_CHECKING:
-    from prefect_rollout.batch import BatchResult
-    from prefect_rollout.models import ReleaseResult
-    from prefect_rollout.verdict import Verdict
+from prefect_rollout.verdict.diagnosis import Category, Diagnosis
+from prefect_rollout.verdict.verdict import Verdict
 
 UNLISTED = "names-unlisted"
-"""Tag of a flow run whose errors do not list which names there are: who started it may not know them."""
+"""Tag of a flow run whose errors do not list known names: its starter may not be allowed to see them."""
 
-# What stands in the sentence itself; the rest of `data` is for programs.
+# Data in the message; the rest of `data` is for programs.
 _SHOWN = {"status": "status", "code": "code", "request_id": "request id"}
 
 
 class RolloutError(Exception):
-    """The root of the tree.
+    """Base class of all errors.
 
     Args:
-        problem: what was wrong, as a clause without a final period.
-        advice: what the user can do, as a sentence; defaults to the class's own.
-        retryable: whether the same call may succeed later; defaults to the class's own.
+        problem: what is wrong, as a clause without a final period.
+        advice: what the user can do, as a sentence; by default the class's own.
+        retryable: True if the same call may succeed later; by default the class's own.
         retry_after: seconds that the platform asked to wait, if it did.
-        data: what is known of the circumstances; `None` values are dropped.
+        data: further facts; `None` values are dropped.
     """
 
     category: ClassVar[Category] = Category.INTERNAL
@@ -101,14 +96,13 @@ class RolloutError(Exception):
             self.retryable = retryable
         self.retry_after = retry_after
         self.data = {name: value for name, value in data.items() if value is not None}
-        self.result: ReleaseResult | None = None
-        self.batch: BatchResult | None = None
+        self.result: Any = None
         self._live: str | None = None
         self.live_at: datetime | None = None
 
     @property
     def live(self) -> str | None:
-        """What each cluster ran at `live_at`, the moment when this was set; `None` if nobody looked."""
+        """Revision that each cluster ran at `live_at`; `None` if it was not read."""
         return self._live
 
     @live.setter
@@ -116,7 +110,7 @@ class RolloutError(Exception):
         self._live, self.live_at = live, datetime.now(UTC)
 
     def __str__(self) -> str:
-        """`step: problem (status …, request id …). Advice. Live at …: ….`, on one line."""
+        """Return `step: problem (status …, request id …). Advice. Live at …: ….`, on one line."""
         where = f"{self.step}: " if self.step else ""
         known = [
             f"{label} {one_line(self.data[name], 80)}" for name, label in _SHOWN.items() if name in self.data
@@ -124,11 +118,11 @@ class RolloutError(Exception):
         circumstances = f" ({', '.join(known)})" if known else ""
         live = f" Live at {when(self.live_at)}: {self.live}." if self.live else ""
         advice = f"{self.advice} {self.next_step}".rstrip()
-        return f"{where}{self.problem}{circumstances}. {self._told}{advice}{live}"
+        return f"{where}{self.problem}{circumstances}. {self._detail}{advice}{live}"
 
     @property
-    def _told(self) -> str:
-        """What stands between the problem and the advice, with its final period and a blank."""
+    def _detail(self) -> str:
+        """Text between the problem and the advice, with a final period and a blank."""
         return ""
 
     @property
@@ -138,13 +132,12 @@ class RolloutError(Exception):
 
     @property
     def retry_helps(self) -> bool:
-        """True if a retry of the run that this error ended can end otherwise."""
-        run = self.batch or self.result
-        return run is not None and not run.over and self.may_pass
+        """True if a retry of the run that this error ended can end differently."""
+        return self.result is not None and not self.result.over and self.may_pass
 
     @property
     def next_step(self) -> str:
-        """The next action for the run itself, as a sentence; empty if there is none."""
+        """Next action for the run itself, as a sentence; empty if there is none."""
         if self.retry_helps:
             return "Retry the run to continue where it stopped."
         over = self.result is not None and self.result.rolled_back
@@ -152,16 +145,13 @@ class RolloutError(Exception):
 
     @property
     def diagnosis(self) -> Diagnosis:
-        """What is wrong and what to do next, in the shape that the report and the answers show."""
+        """Problem and next action, in the form that reports and answers show."""
         cluster = self.data.get("cluster")
-        told = Diagnosis.of(self.category, summary=self.problem, cluster=cluster and str(cluster))
-        return told.model_copy(update={"resolution": self.advice})
+        found = Diagnosis.of(self.category, summary=self.problem, cluster=cluster and str(cluster))
+        return found.model_copy(update={"resolution": self.advice})
 
     def to_dict(self) -> dict[str, Any]:
-        """The error for programs: `type`, `step`, `message`, `retryable`, `advice`, `diagnosis`, data.
-
-        `retry_helps` and `next_step` concern the run that it ended.
-        """
+        """Return the error for programs; `retry_helps` and `next_step` concern the run that it ended."""
         return {
             **self.data,
             "type": type(self).__name__,
@@ -178,35 +168,29 @@ class RolloutError(Exception):
 
 
 class InputError(RolloutError):
-    """A value that the caller gave cannot be used. Raised before anything is asked or written."""
+    """A value of the caller cannot be used. Raised before any request or write."""
 
     category = Category.INVALID_INPUT
     advice = "Correct the value and start again; nothing was written."
 
 
 class Mistake(TypedDict):
-    """One mistake of a plan.
+    """One mistake of a plan."""
 
-    Attributes:
-        line: line of the file, from 1; `None` where there is no file.
-        field: path of the field, such as `releases.3.app_id`, counted from 0; empty for the whole plan.
-        problem: what is wrong, as a clause.
-    """
-
-    line: int | None
-    field: str
-    problem: str
+    line: int | None  # line of the file, from 1; None if there is no file
+    field: str  # path such as releases.3.app_id, counted from 0; empty for the whole plan
+    problem: str  # a clause
 
 
 class PlanError(InputError):
     """A plan of releases has mistakes; nothing was started. `data["mistakes"]` has every `Mistake`."""
 
     advice = "Correct the plan and start again; nothing was started."
-    shown: ClassVar[int] = 100  # a screen or a log holds no more; `data` has the rest
+    shown: ClassVar[int] = 100  # the most that a screen or log can show; `data` has all
 
     @classmethod
     def of(cls, mistakes: Sequence[Mistake], plan: str = "the plan") -> Self:
-        """The error for those mistakes of `plan`, such as `the plan release.yaml`."""
+        """Return the error for the mistakes of `plan`, such as `the plan release.yaml`."""
         safe = [
             Mistake(
                 line=mistake["line"],
@@ -219,7 +203,7 @@ class PlanError(InputError):
         return cls(f"{one_line(plan)} has {count}", mistakes=safe)
 
     def __str__(self) -> str:
-        """`problem:`, then each mistake on a line of its own, then the advice."""
+        """Return `problem:`, then one line for each mistake, then the advice."""
         mistakes: list[Mistake] = self.data.get("mistakes", [])
         if not mistakes:
             return super().__str__()
@@ -243,33 +227,26 @@ class ConfigurationError(RolloutError):
 
     @property
     def may_pass(self) -> bool:
-        """True if nothing is misconfigured: the Prefect API did not answer."""
+        """True if the Prefect API did not answer, and nothing is misconfigured."""
         return self.retryable or bool(self.data.get("prefect_api"))
 
 
 class NotFoundError(RolloutError):
-    """The platform does not have what was named.
-
-    Args:
-        kind: the noun, such as `deployment`.
-        name: what was asked for.
-        known: names that exist, nearest first; the advice lists them.
-        data: further data; see `RolloutError`.
-    """
+    """The platform does not have an object of that name. `kind` is its noun, such as `deployment`."""
 
     category = Category.NOT_FOUND
     kind: ClassVar[str] = "object"
 
     @classmethod
     def named(cls, name: object, known: Sequence[str] = (), where: str = "", **data: Any) -> "NotFoundError":
-        """The error for `name`, which `where` (such as `in app 3290`) does not have."""
+        """Return the error for `name`. The advice lists `known` names; `where` is such as `in app 3290`."""
         shown = [one_line(other, 80) for other in known]
         advice = f"There {'is' if len(shown) == 1 else 'are'}: {', '.join(shown)}." if shown else None
         problem = f"there is no {cls.kind} {one_line(name, 120)!r}{where and ' ' + where}"
         return cls(problem, advice=advice, known=shown or None, **data)
 
     def unlist(self) -> None:
-        """Forget which names there are, for somebody who may not know them."""
+        """Forget the known names, for users who may not be allowed to see them."""
         self.data.pop("known", None)
         self.advice = type(self).advice
 
@@ -303,14 +280,14 @@ class NoTemplateError(NotFoundError):
 
 
 class NoPreviousTemplateError(NotFoundError):
-    """The publish history has no released template that was online before the present one."""
+    """The history has no released template that was online before the current one."""
 
     kind = "template"
     advice = "Name the template to go back to with to_template."
 
 
 class ClusterNotFoundError(NotFoundError):
-    """The deployment's metaData does not have that cluster."""
+    """The deployment does not have that cluster."""
 
     kind = "cluster"
     advice = "Add the cluster to the deployment in the cloud's console first."
@@ -323,10 +300,10 @@ class ContainerNotFoundError(NotFoundError):
     advice = "Name a container that the template has."
 
 
-class MetaDataError(RolloutError):
-    """The deployment's metaData cannot be read, or lacks what a release needs."""
+class WorkloadError(RolloutError):
+    """The deployment's configuration cannot be read, or lacks what a release needs."""
 
-    category = Category.META_DATA
+    category = Category.WORKLOAD
     advice = "Complete the deployment's clusters and replicas in the cloud's console; nothing was written."
 
 
@@ -353,14 +330,14 @@ class UpgradeError(RolloutError):
 
 
 class PlatformError(RolloutError):
-    """The platform did not do what it was asked. `data` has `status`, `code` and `request_id`."""
+    """The platform refused or failed. `data` has `status`, `code` and `request_id`."""
 
     category = Category.REJECTED
     advice = "Give the request id to the cloud's operators."
 
     @property
     def may_pass(self) -> bool:
-        """True if the platform may answer otherwise, or stopped a run that was half done."""
+        """True if the platform may answer differently, or the run stopped after a write."""
         return self.passes or self.retryable or (self.result is not None and self.result.wrote)
 
 
@@ -379,7 +356,7 @@ class AccessDeniedError(PlatformError):
 
 
 class QuotaExceededError(AccessDeniedError):
-    """403, sub-code 403001: the namespace's quota does not suffice."""
+    """403, sub-code 403001: the namespace's quota is not sufficient."""
 
     category = Category.QUOTA_EXCEEDED
     passes = True
@@ -387,7 +364,7 @@ class QuotaExceededError(AccessDeniedError):
 
 
 class RejectedError(PlatformError):
-    """The platform refuses the request, and a repeat would change nothing."""
+    """The platform refuses the request, and a repeat does not change that."""
 
     category = Category.REJECTED
     advice = "Correct what the message names, then start again."
@@ -401,12 +378,12 @@ class ConflictError(PlatformError):
 
     @property
     def may_pass(self) -> bool:
-        """True if another publish is running, which ends by itself, and none has followed."""
+        """True if another publish is running, which ends by itself, and no publish followed."""
         return self.retryable
 
 
 class OverloadedError(PlatformError):
-    """429 or 503: the platform is overloaded; `retry_after` holds the seconds it asked for."""
+    """429 or 503: the platform is overloaded. `retry_after` has the seconds that it asked to wait."""
 
     category = Category.OVERLOADED
     retryable = True
@@ -430,17 +407,17 @@ class UnreachableError(PlatformError):
 
 
 class UnusableAnswerError(PlatformError):
-    """The platform answered something else than its contract says."""
+    """The platform's answer does not follow its contract."""
 
     category = Category.UNUSABLE_ANSWER
     advice = "Check that the block's api_url is the cloud's Open API and not a login page or a proxy."
 
 
 class SkippedError(RolloutError):
-    """The run came too late, or a newer one takes its place. Nothing was asked of the platform."""
+    """The run is late, or a newer run supersedes it. No request was sent to the platform."""
 
     category = Category.CANCELLED
-    advice = "Start a new run to release all the same."
+    advice = "Start a new run to release it anyway."
 
 
 class LockedError(RolloutError):
@@ -452,7 +429,7 @@ class LockedError(RolloutError):
 
     @classmethod
     def held(cls, locks: Sequence[str], holder: str, waited_seconds: float) -> "LockedError":
-        """The error for `locks` that `holder` (told as a clause, empty if unknown) did not give back."""
+        """Return the error for `locks` that `holder` (a clause, empty if unknown) did not release."""
         waited = f" for {waited_seconds:.0f} s" if waited_seconds else ""
         if holder:
             return cls(f"another release holds this deployment{waited}: {holder}", locks=list(locks))
@@ -468,10 +445,7 @@ class LockedError(RolloutError):
 
 
 class WindowClosedError(RolloutError):
-    """A release window is closed. `data` has `windows`, `block`, `clusters` and `reopens` (ISO 8601).
-
-    `reopens` is missing where that is more than a year away.
-    """
+    """A window is closed. `data`: `windows`, `block`, `clusters`, `reopens` (ISO 8601, if within a year)."""
 
     category = Category.WINDOW_CLOSED
     passes = True
@@ -482,14 +456,14 @@ class WindowClosedError(RolloutError):
 
 
 class PlanChangedError(RolloutError):
-    """What the release would do is not what was planned. `data` has `plan_hash` and `expect_plan`."""
+    """The plan of the release has changed. `data` has `plan_hash` and `expect_plan`."""
 
     category = Category.CONFLICT
     advice = "Make a dry run again, and look at what it shows; nothing was written."
 
 
 class LockLostError(RolloutError):
-    """The release may not write any more: its lock is gone, or someone else goes on with the run."""
+    """The release must stop writing: its lock is lost, or another process continues the run."""
 
     category = Category.LOCKED
     passes = True
@@ -497,7 +471,7 @@ class LockLostError(RolloutError):
 
 
 class BatchFailedError(RolloutError):
-    """Not all releases of a batch were released; `batch` has a row for each."""
+    """Not all releases of a batch succeeded. `batch` has a row for each."""
 
     category = Category.BATCH
     advice = (
@@ -507,47 +481,47 @@ class BatchFailedError(RolloutError):
 
     @property
     def may_pass(self) -> bool:
-        """True if any of its releases can end otherwise."""
-        return self.batch is not None and any(row.may_pass for row in self.batch.releases)
+        """True if any of its releases can end differently."""
+        return self.result is not None and self.result.may_pass
 
 
 class UnforeseenError(RolloutError):
-    """Something went wrong that nobody foresaw; its `__cause__` says what, in the flow run's log."""
+    """An unexpected error. The flow run's log has its `__cause__`."""
 
     passes = True
     advice = "Read the flow run's log, and report what it says to the maintainers."
 
 
 class ReleaseError(RolloutError):
-    """The release was started and did not end well. `verdict` is the last look at its clusters."""
+    """The release failed after its start. `verdict` is the last one on its clusters."""
 
     category = Category.UNKNOWN_STATE
     passes = True
-    verdict: "Verdict | None" = None
+    verdict: Verdict | None = None
     advice = "Look at the named pods in the cloud's console."
 
     @property
     def diagnosis(self) -> Diagnosis:
-        """The verdict's; where none was reached, what the problem says."""
+        """Diagnosis of the verdict; without one, the problem itself."""
         return (self.verdict and self.verdict.diagnosis) or super().diagnosis
 
     @property
-    def _told(self) -> str:
+    def _detail(self) -> str:
         diagnosis = self.verdict and self.verdict.diagnosis
         return f"{str(diagnosis).rstrip('.')}. " if diagnosis else ""
 
 
 class ReleaseFailedError(ReleaseError):
-    """The platform or a pod says that the release cannot succeed."""
+    """The platform or a pod reports that the release cannot succeed."""
 
     @property
     def may_pass(self) -> bool:
-        """True if the cause can be removed: the name of an image in a template cannot be."""
+        """True if the cause can be removed: the name of an image in a template cannot."""
         return self.diagnosis.category is not Category.INVALID_IMAGE_NAME
 
 
 class ReleaseTimedOutError(ReleaseError):
-    """The new pods were not all ready within the polls allowed."""
+    """Not all new pods were ready within the allowed polls."""
 
     advice = (
         "Look at the named pods' events in the cloud's console; if they only need longer, "
@@ -556,51 +530,46 @@ class ReleaseTimedOutError(ReleaseError):
 
 
 class RollbackFailedError(ReleaseError):
-    """A release failed, and rolling it back failed as well. The first failure is its `__cause__`.
+    """A release failed, and its rollback failed as well. The first failure is the `__cause__`."""
 
-    Attributes:
-        found: what is wrong with the rollback, where more is known of it than its problem.
-        cause: the first failure, as by `to_dict`.
-    """
-
-    advice = "Put the deployment right in the cloud's console now; the clusters' state stands in the report."
-    found: Diagnosis | None = None
-    cause: dict[str, Any] | None = None
+    advice = "Repair the deployment in the cloud's console now; the report has the state of its clusters."
+    found: Diagnosis | None = None  # of the rollback, if more is known than its problem
+    cause: dict[str, Any] | None = None  # `to_dict()` of the first failure
 
     @property
     def diagnosis(self) -> Diagnosis:
-        """The diagnosis of the rollback; `cause` has the release's."""
+        """Diagnosis of the rollback; `cause` has the release's."""
         return self.found or super().diagnosis
 
     @property
-    def _told(self) -> str:
+    def _detail(self) -> str:
         cause = self.cause and Diagnosis.model_validate(self.cause["diagnosis"])
-        told = (("Rollback", self.found), ("Release", cause))
-        return "".join(f"{of}: {str(each).rstrip('.')}. " for of, each in told if each)
+        both = (("Rollback", self.found), ("Release", cause))
+        return "".join(f"{of}: {str(each).rstrip('.')}. " for of, each in both if each)
 
     def to_dict(self) -> dict[str, Any]:
-        """As of every error, and `cause`: the failure of the release, in the same shape."""
+        """Return the error for programs, with `cause`, the failure of the release, in the same form."""
         return {**super().to_dict(), "cause": self.cause}
 
 
 class ReleaseCancelledError(ReleaseError):
-    """A person cancelled the release. What was written by then stays; nothing more is written."""
+    """A person cancelled the release. Earlier writes stay; nothing more is written."""
 
     category = Category.CANCELLED
     advice = "Look at what is live; roll back to undo what was published."
 
 
 class NotApprovedError(ReleaseCancelledError):
-    """A person rejected it (`data["rejected_by"]`), or nobody approved it in time; nothing was written."""
+    """A person rejected the release (`data["rejected_by"]`), or nobody approved it in time."""
 
-    advice = "Nothing was written. Start a new release if it shall go out after all."
+    advice = "Nothing was written. Start a new release to release it anyway."
 
     @property
     def rejected(self) -> bool:
-        """Whether a person rejected it."""
+        """True if a person rejected it."""
         return "rejected_by" in self.data
 
     @property
     def may_pass(self) -> bool:
-        """True if somebody can be asked again: whoever has answered is not."""
+        """True if nobody has answered yet, so a person can be asked again."""
         return not self.rejected and "refused" not in self.data

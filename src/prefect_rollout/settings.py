@@ -1,4 +1,4 @@
-"""Settings from the environment: the article's `K8S_*`, and how patient a release is."""
+"""Settings from environment variables: the article's `K8S_*` and this package's `PREFECT_ROLLOUT_*`."""
 
 from typing import TypeVar
 
@@ -6,16 +6,13 @@ from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.models import first_mistake
+from prefect_rollout.ids import first_mistake
 
 S = TypeVar("S", bound=BaseSettings)
 
 
 class CloudEnvironment(BaseSettings):
-    """The article's variables: `K8S_KEY_ID`, `K8S_SECRET_KEY`, `K8S_APP_ID` and so on.
-
-    An empty variable counts as unset.
-    """
+    """The article's variables, such as `K8S_KEY_ID`. An empty variable counts as unset."""
 
     model_config = SettingsConfigDict(
         env_prefix="K8S_", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
@@ -32,38 +29,22 @@ class CloudEnvironment(BaseSettings):
 
 
 def cloud_environment() -> CloudEnvironment:
-    """The article's variables, as the environment has them.
-
-    Raises:
-        ConfigurationError: a variable cannot be used.
-    """
+    """Return the article's variables; raise `ConfigurationError` if one cannot be used."""
     return _read(CloudEnvironment)
 
 
 def patience() -> "RetrySettings":
-    """The retry settings of the environment.
-
-    Raises:
-        ConfigurationError: a variable cannot be used.
-    """
+    """Return the retry settings; raise `ConfigurationError` if a variable cannot be used."""
     return _read(RetrySettings)
 
 
 def liveness() -> "LivenessSettings":
-    """The settings of a release's heartbeat.
-
-    Raises:
-        ConfigurationError: a variable cannot be used.
-    """
+    """Return the heartbeat settings; raise `ConfigurationError` if a variable cannot be used."""
     return _read(LivenessSettings)
 
 
 def batches() -> "BatchSettings":
-    """The settings of batches.
-
-    Raises:
-        ConfigurationError: a variable cannot be used.
-    """
+    """Return the settings of batches; raise `ConfigurationError` if a variable cannot be used."""
     return _read(BatchSettings)
 
 
@@ -78,22 +59,18 @@ def _read(settings: type[S]) -> S:
 
 
 def local_service() -> "LocalServiceSettings":
-    """Return the settings of the local service.
-
-    Raises:
-        ConfigurationError: a variable cannot be used.
-    """
+    """Return the local service's settings; raise `ConfigurationError` if a variable cannot be used."""
     return _read(LocalServiceSettings)
 
 
 class _Settings(BaseSettings):
-    """Settings of this package; an empty variable counts as unset."""
+    """Settings of this package. An empty variable counts as unset."""
 
     model_config = SettingsConfigDict(env_prefix="PREFECT_ROLLOUT_", env_ignore_empty=True, extra="ignore")
 
 
 class RetrySettings(_Settings):
-    """How the steps retry: `PREFECT_ROLLOUT_RETRIES` and so on, read when the tasks are imported."""
+    """Retries of the steps, such as `PREFECT_ROLLOUT_RETRIES`; read when the tasks are imported."""
 
     retries: int = Field(default=5, ge=0, le=20, description="Tries after the first.")
     retry_delay_seconds: float = Field(
@@ -105,7 +82,7 @@ class RetrySettings(_Settings):
 
 
 class LivenessSettings(_Settings):
-    """How often a release tells Prefect that it lives: `PREFECT_ROLLOUT_HEARTBEAT_SECONDS`."""
+    """Heartbeat interval: `PREFECT_ROLLOUT_HEARTBEAT_SECONDS`."""
 
     heartbeat_seconds: float = Field(
         default=20,
@@ -116,7 +93,7 @@ class LivenessSettings(_Settings):
 
 
 class BatchSettings(_Settings):
-    """How hard a batch leans on the Prefect API: `PREFECT_ROLLOUT_API_TURNS`."""
+    """Releases of a batch that may use the Prefect API at once: `PREFECT_ROLLOUT_API_TURNS`."""
 
     api_turns: int = Field(
         default=6,
@@ -128,7 +105,7 @@ class BatchSettings(_Settings):
 
 
 class LocalServiceSettings(_Settings):
-    """Seconds that the local service stays: `PREFECT_ROLLOUT_LINGER_SECONDS`."""
+    """Idle time of the local service: `PREFECT_ROLLOUT_LINGER_SECONDS`."""
 
     linger_seconds: float = Field(
         default=60,

@@ -1,4 +1,4 @@
-"""Text that others wrote, made safe to show: pod names, messages of the cloud, typed reasons."""
+"""Untrusted text made safe for display: pod names, messages of the cloud, typed reasons."""
 
 import base64
 import json
@@ -9,21 +9,19 @@ from datetime import UTC, datetime
 from urllib.parse import quote, urlsplit
 
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+!|<>~&]|(?:(?<=\w)|^)\.(?=\w))")
-_OF_URLS = ":/?#[]@!$&'*+,;=%~"  # what may stand in a URL, less the parentheses that end one in markdown
-_WRITTEN = re.compile(r"`([^`]*)`|\\(.)|&[lg]t;")
+_OF_URLS = ":/?#[]@!$&'*+,;=%~"  # URL characters, except parentheses, which end a markdown link
 _USER_INFO = re.compile(r"(?<=://)[^\s/?#]*@")
 _ADDRESS = re.compile(r"([^\s|`]*(?://|www\.|@)[^\s|`]*)", re.IGNORECASE)
 
 
 def one_line(text: object, limit: int = 300) -> str:
-    """`text` on one line of at most `limit` characters, without characters that steer a terminal.
+    """Return `text` on one line of at most `limit` characters, safe for a terminal.
 
-    Control, format and surrogate characters (Unicode categories C*) would let a message of the cloud
-    colour a terminal, forge a log line or reverse the reading direction; each becomes `�`, and runs
-    of white space become one blank. Chinese and any other letters stay as they are. Addresses lose the user
-    name and password before their host.
+    Each control, format or surrogate character (Unicode categories C*) becomes `�`: it could color a
+    terminal, forge a log line or reverse the reading direction. Runs of white space become one blank. Chinese
+    and other letters are kept. Addresses lose the user name and password before their host.
     """
-    # Cut before working through it: a message of megabytes must cost no more than a short one.
+    # Cut first: a message of megabytes must not cost more than a short one.
     whole = str(text)
     shown = _USER_INFO.sub("", " ".join(whole[: limit * 4].split()))
     shown = "".join("�" if unicodedata.category(char)[0] == "C" else char for char in shown)
@@ -31,16 +29,16 @@ def one_line(text: object, limit: int = 300) -> str:
 
 
 def when(moment: datetime | None) -> str:
-    """Return a moment to the minute, with its zone: `2026-11-26 10:12 UTC`."""
+    """Return a moment to the minute, in UTC: `2026-11-26 10:12 UTC`."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if moment else "an unknown time"
 
 
 def markdown(text: object, limit: int = 300) -> str:
-    """`text` as plain words inside a markdown line or table cell: no markup or HTML of its own works.
+    """Return `text` as plain words for a markdown line or table cell, without working markup or HTML.
 
-    Addresses become code: some renderers make links of bare ones even where they are escaped.
+    Addresses become code, because some renderers link bare addresses even if they are escaped.
     """
-    parts = _ADDRESS.split(one_line(text, limit))  # every other part is an address
+    parts = _ADDRESS.split(one_line(text, limit))  # every second part is an address
     return "".join(f"`{part}`" if number % 2 else _escaped(part) for number, part in enumerate(parts))
 
 
@@ -49,10 +47,7 @@ def _escaped(text: str) -> str:
 
 
 def address(url: str) -> str:
-    """Return an http(s) address as it may be shown: without user name, password, query and fragment.
-
-    Empty for anything else, which is no address to follow.
-    """
+    """Return an http(s) address without user name, password, query and fragment; empty for anything else."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -65,52 +60,45 @@ def address(url: str) -> str:
 
 
 def shown_address(url: str) -> str:
-    """Return `address(url)`, or the words of what is no http(s) address without any user name or password."""
+    """Return `address(url)`; if that is empty, the text without any user name or password."""
     return address(url) or one_line(re.sub(r"\S*@", "", url), 200)
 
 
 def with_scheme(host: str) -> str:
-    """Return the address of a host that may have been written without `https://`."""
+    """Return `host`, with `https://` if it has no scheme."""
     return host if "://" in host else f"https://{host}"
 
 
 def link(label: str, url: str) -> str:
-    """Return a markdown link to an http(s) address; plain words for anything else."""
+    """Return a markdown link to an http(s) address, or plain words for anything else."""
     if not (found := address(url)):
         return f"{markdown(label)}: {markdown(shown_address(url))}"
     return f"[{markdown(label)}]({quote(found, safe=_OF_URLS)})"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A markdown table; its cells are markdown already."""
+    """Return a markdown table. The cells must be markdown already."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def cell(text: object, limit: int = 300) -> str:
-    """`text` as plain words that are a whole markdown text: the Prefect UI reads each cell of a table so."""
+    """Return `text` as plain words for a table cell, which the Prefect UI parses as a whole document."""
     return re.sub(r"^(\d*)([-.])(?=[\s-]|$)", r"\1\\\2", markdown(text, limit))
 
 
-def plain(written: str) -> str:
-    """What `markdown` or `cell` was given, on its one line."""
-    return _WRITTEN.sub(
-        lambda found: found[1] or found[2] or {"&lt;": "<", "&gt;": ">"}.get(found[0], ""), written
-    )
-
-
 def json_line(value: object) -> str:
-    """`value` as JSON on one line, in which Chinese stays and all that `one_line` replaces is escaped."""
+    """Return `value` as JSON on one line; keep Chinese and escape everything that `one_line` replaces."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return "".join(char if char.isprintable() else json.dumps(char)[1:-1] for char in text)
 
 
 def masked(text: str, secrets: Iterable[str]) -> str:
-    """`text` with `********` for each secret, as it is, escaped for JSON or a URL, in hex or base64."""
+    """Return `text` with `********` for each secret: plain, escaped for JSON or a URL, in hex or base64."""
     found = {form for secret in secrets for form in _forms(secret) if form}
     if not found:
         return text
-    # The longest first: a key id may be a part of the secret.
+    # Longest first: a key id may be a part of the secret.
     pattern = "|".join(re.escape(form) for form in sorted(found, key=len, reverse=True))
     return re.sub(pattern, "********", text, flags=re.IGNORECASE)
 
@@ -123,10 +111,10 @@ def _forms(secret: str) -> Iterable[str]:
     for safe in ("", "/"):
         yield quote(secret, safe=safe)
         yield quote(secret, safe=safe + " ").replace(" ", "+")
-    if len(raw) < 4:  # so short a text stands in half of all base64
+    if len(raw) < 4:  # such a short text occurs in half of all base64
         return
     yield raw.hex()
-    for before in range(3):  # base64 reads otherwise at each of three offsets
+    for before in range(3):  # base64 differs at each of three offsets
         encoded = base64.b64encode(b"\0" * before + raw).decode()[
             -(-before * 8 // 6) : (before + len(raw)) * 8 // 6
         ]

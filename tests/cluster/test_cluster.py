@@ -24,9 +24,9 @@ from prefect.deployments import arun_deployment
 from prefect.states import AwaitingRetry, Cancelling
 
 from cluster.topology import Topology
-from prefect_rollout.batch import BatchResult, Stage
+from prefect_rollout.batch.result import BatchResult, Stage
 from prefect_rollout.errors import RolloutError
-from prefect_rollout.flows.children import children_of
+from prefect_rollout.runs.children import children_of
 from support import BAD_IMAGE, FAST, ONCE, PATIENT, Cloud, eventually, plan_of, shop, written
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
@@ -82,7 +82,7 @@ async def has_written(cloud: Cloud, apps: int, writes: int = 1) -> None:
 async def result_of(run: FlowRun) -> BatchResult:
     assert run.state is not None
     found: Any = await run.state.aresult(raise_on_failure=False)
-    batch = found.batch if isinstance(found, RolloutError) else found
+    batch = found.result if isinstance(found, RolloutError) else found
     assert isinstance(batch, BatchResult), (run.state, found)
     return batch
 

@@ -1,4 +1,1 @@
-"""The MCP server: an assistant releases, watches and explains.
-
-`tools` declares what a client sees; the rest does the work. Importing `tools` imports no Prefect.
-"""
+"""The MCP server: an assistant plans, starts and follows releases."""

@@ -1,4 +1,4 @@
-"""The Prefect API that the tools submit to: the one that is configured, or the user's local one."""
+"""The Prefect API that the tools submit to: the configured one, or the user's local one."""
 
 import asyncio
 import hashlib
@@ -15,49 +15,53 @@ from prefect.context import SettingsContext, get_settings_context
 from prefect.settings import PREFECT_API_URL, PREFECT_UI_URL, Settings, temporary_settings
 from prefect.utilities.urls import url_for
 
-from prefect_rollout import guard, local, prefect_api
 from prefect_rollout.blocks import TargetBlock, refuse_two_clouds, target_of_environment
 from prefect_rollout.blocks.load import load
-from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.models import ENVIRONMENT
+from prefect_rollout.execution import endpoint, prefect_api
+from prefect_rollout.release.request import ENVIRONMENT
+from prefect_rollout.runs.prefect_errors import translate_errors
 from prefect_rollout.text import address
 
 _NO_RUN = UUID(int=0)
 
-# File in the folder of the local service with the secret that names of kept blocks are made with.
+# File in the daemon's folder with the secret by which saved blocks are named.
 _KEY = "key"
 
 
 class Api:
-    """A Prefect API, as this process speaks to it. `opened` makes one.
+    """A Prefect API that this process uses. `opened` returns one.
 
     Attributes:
-        client: of the API, open.
-        environment: the block in which the API keeps the credentials of the environment; empty for none.
-        local: whether the API is the user's local one, which holds the credentials of the environment.
+        client: open client of the API.
+        environment: block with the credentials of the environment; empty for none.
+        local: True if the API is the user's local one, which has the credentials of the environment.
     """
 
     def __init__(
-        self, client: PrefectClient, environment: str, settings: dict[Any, Any], lease: local.Lease | None
+        self,
+        client: PrefectClient,
+        environment: str,
+        settings: dict[Any, Any],
+        daemon: endpoint.Endpoint | None,
     ) -> None:
         self.client = client
         self.environment = environment
-        self.local = lease is not None
+        self.local = daemon is not None
         self._settings = settings
-        self._lease = lease
+        self._daemon = daemon
 
     @property
     def lost(self) -> bool:
-        """Whether the local service has ended, so that another one has to be found."""
-        return self._lease is not None and self._lease.lost
+        """True if the local server has ended, so that another one has to be found."""
+        return self._daemon is not None and self._daemon.lost
 
-    def poke(self) -> None:
-        """Tells a local runner that there is something to do."""
-        if self._lease is not None:
-            self._lease.poke()
+    def notify(self) -> None:
+        """Have a local server's worker poll at once."""
+        if self._daemon is not None:
+            self._daemon.notify()
 
     def link(self, run_id: Any) -> str:
-        """The address of a flow run's page in the UI; empty where there is none."""
+        """Return the address of a flow run's page in the UI; empty if there is none."""
         return self._page.replace(str(_NO_RUN), str(run_id))
 
     @cached_property
@@ -66,10 +70,10 @@ class Api:
             return address(url_for("flow-run", obj_id=_NO_RUN) or "")
 
     async def target_of(self, target: str) -> str:
-        """Return the target to submit for the one that is asked for.
+        """Return the target to submit for the one that is requested.
 
         Raises:
-            ConfigurationError: none is asked for, and the default block and the environment are at odds.
+            ConfigurationError: none is requested, and the default block contradicts the environment.
         """
         if target == "":
             with self.in_force():
@@ -78,13 +82,13 @@ class Api:
 
     @property
     def ui(self) -> str:
-        """The address of the UI."""
+        """Address of the UI."""
         with self.in_force():
             return address(PREFECT_UI_URL.value() or PREFECT_API_URL.value() or "").removesuffix("/api")
 
     @contextmanager
     def in_force(self) -> Iterator[None]:
-        """Has Prefect's own functions, such as those that load blocks, speak to this API."""
+        """Have Prefect's own functions, such as those that load blocks, use this API within the context."""
         if not self._settings:
             yield
             return
@@ -93,62 +97,59 @@ class Api:
 
     @cached_property
     def _in_force(self) -> Settings:
-        # Made once: Prefect reads and checks all its settings for it, which takes tens of milliseconds.
+        # Cached: Prefect reads and checks all its settings for it, which takes tens of milliseconds.
         return get_settings_context().settings.copy_with_update(updates=self._settings)
 
 
 @asynccontextmanager
 async def opened(home: Path) -> AsyncIterator[Api]:
-    """The API that is configured, or the user's local one, which is started where it does not run.
+    """Open the configured API, or the user's local one, which is started if it does not run.
+
+    Unlike `prefect_api.connected`, this does not change Prefect's settings, which are a task's own: the tools
+    run in other tasks. See `Api.in_force`.
 
     Args:
-        home: the folder of the local service.
+        home: folder of the local server's daemon.
 
     Raises:
-        ConfigurationError: it does not answer, or did not start.
+        ConfigurationError: the API does not answer, or the local server did not start.
     """
     if prefect_api.configured():
         async with get_client() as client:
-            with guard.answering():
-                if problem := await client.api_healthcheck():
-                    raise ConfigurationError(
-                        f"the Prefect API {prefect_api.api_in_use()} does not answer: "
-                        f"{type(problem).__name__}",
-                        advice="Start it, or correct PREFECT_API_URL; unset, a local server is used.",
-                    )
+            await prefect_api.check_configured(client)
             yield Api(client, "", {}, None)
         return
-    lease = await local.attach(home)
-    settings = prefect_api.settings_of(lease.address)
+    daemon = await endpoint.connect(home)
+    settings = prefect_api.settings_of(daemon.address)
     try:
         with temporary_settings(settings):
             client = get_client()
-            environment = await _kept(target_of_environment(), local.secret_of(home / _KEY))
+            environment = await _save_environment(target_of_environment(), endpoint.secret_of(home / _KEY))
         async with client:
-            yield Api(client, environment, settings, lease)
+            yield Api(client, environment, settings, daemon)
     finally:
-        await lease.close()
+        await daemon.close()
 
 
-async def _kept(block: TargetBlock | None, key: str) -> str:
-    """The name under which the environment's credentials are kept as a block, for the runner; empty for none.
+async def _save_environment(block: TargetBlock | None, key: str) -> str:
+    """Save the environment's credentials as a block for the daemon; return its name, empty without any.
 
-    It is another one for other credentials: clients of the same service may have keys of their own.
+    Other credentials have another name: clients of the same daemon may have keys of their own.
     """
     if block is None:
         return ""
-    held = block.model_dump_json(context={"include_secrets": True})
-    digest = hmac.new(key.encode(), held.encode(), hashlib.sha256).hexdigest()[:16]
+    content = block.model_dump_json(context={"include_secrets": True})
+    digest = hmac.new(key.encode(), content.encode(), hashlib.sha256).hexdigest()[:16]
     name = f"environment-{digest}"
-    # Its name stands for all that it holds: where it is saved, it is saved right.
+    # The name is a digest of the content: a block that exists need not be saved again.
     if await load(type(block), name, field="target") is None:
-        with guard.answering():
+        with translate_errors():
             await block.asave(name, overwrite=True)
     return f"{block.get_block_type_slug()}/{name}"
 
 
 class Connection:
-    """The API of this process: opened when it is first needed, and anew where it was lost."""
+    """The API of this process: opened when it is first needed, and again if it was lost."""
 
     def __init__(self, home: Path) -> None:
         self._home = home
@@ -157,7 +158,7 @@ class Connection:
         self._api: Api | None = None
 
     async def api(self) -> Api:
-        """The API.
+        """Return the API.
 
         Raises:
             ConfigurationError: see `opened`.
@@ -165,13 +166,13 @@ class Connection:
         async with self._lock:
             if self._api is not None and not self._api.lost:
                 return self._api
-            found = opened(self._home)
-            self._api = await found.__aenter__()
-            # The one that was lost stays open: calls may still wait with it, and shall fail by its silence.
-            self._opened.append(found)
+            context = opened(self._home)
+            self._api = await context.__aenter__()
+            # A lost API stays open: pending calls still use it, and fail because it does not answer.
+            self._opened.append(context)
             return self._api
 
     async def close(self) -> None:
-        """Closes whatever was opened."""
+        """Close every API that was opened."""
         while self._opened:
             await self._opened.pop().__aexit__(None, None, None)

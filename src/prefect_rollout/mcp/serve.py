@@ -1,4 +1,4 @@
-"""Runs the MCP server: over stdio for one client, or over HTTP for those that know its token."""
+"""Run the MCP server: over stdio for one client, or over HTTP for clients that know its token."""
 
 import asyncio
 import hmac
@@ -11,13 +11,13 @@ from mcp.server.auth.settings import AuthSettings
 from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import AnyHttpUrl, ValidationError
 
-from prefect_rollout import earlier, prefect_api
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.local import HOME, PASSWORD, secret_of
-from prefect_rollout.mcp.permits import Permits
+from prefect_rollout.execution import earlier, prefect_api
+from prefect_rollout.execution.endpoint import HOME, PASSWORD, secret_of
+from prefect_rollout.execution.sockets import listen
+from prefect_rollout.mcp.policy import Policy
 from prefect_rollout.mcp.server import Server
-from prefect_rollout.mcp.work import Work
-from prefect_rollout.sockets import listen
+from prefect_rollout.mcp.session import Session
 from prefect_rollout.text import one_line
 
 TOKEN = "PREFECT_ROLLOUT_MCP_TOKEN"  # noqa: S105 - the name of a variable
@@ -25,45 +25,45 @@ _SHORTEST_TOKEN = 16
 _TOKEN_FILE = "mcp-token"  # noqa: S105 - the name of a file
 
 
-def stdio(permits: Permits) -> None:
-    """Serves the client that started this process, until it goes away."""
-    server = Server(Work(permits, HOME), stdio=True)
+def stdio(permits: Policy) -> None:
+    """Serve the client that started this process, until it disconnects."""
+    server = Server(Session(permits, HOME), stdio=True)
     asyncio.run(server.run_stdio_async())
 
 
 class _Bearer:
-    """Knows one token, and takes as long for one that is almost right as for any other."""
+    """Verifier of one token, in constant time."""
 
     def __init__(self, token: str) -> None:
         self._token = token.encode()
 
     async def verify_token(self, token: str) -> AccessToken | None:
-        """The client that sent the token, if it is right."""
+        """Return the access of a client that sent the right token, else `None`."""
         if not hmac.compare_digest(token.encode("utf-8", "surrogateescape"), self._token):
             return None
         return AccessToken(token=token, client_id="bearer", scopes=[])
 
 
 def http(
-    permits: Permits,
+    permits: Policy,
     *,
     host: str,
     port: int,
     allowed_hosts: Sequence[str],
     token: str,
     said: Callable[[str], None],
-    beside: Callable[[Work], Awaitable[None]] | None = None,
+    beside: Callable[[Session], Awaitable[None]] | None = None,
 ) -> None:
-    """Serves whoever sends the token, until Ctrl-C.
+    """Serve the clients that send the token, until Ctrl-C.
 
     Args:
-        permits: what clients may ask for.
+        permits: limits of the clients.
         host: address to listen on.
         port: port to listen on.
-        allowed_hosts: names by which clients reach it, where those are not the address itself.
+        allowed_hosts: names by which clients reach it, other than the address itself.
         token: the bearer token.
-        said: is called with what a person should know.
-        beside: is run with what the tools work with; where it fails, the server ends.
+        said: called with messages for a person.
+        beside: runs beside the server with its session; if it fails, the server ends.
 
     Raises:
         ConfigurationError: it cannot listen there.
@@ -75,7 +75,7 @@ def http(
         raise ConfigurationError(
             f"host: {one_line(host, 80)!r} is no address or name", advice="Name one, such as 127.0.0.1."
         ) from None
-    work = Work(permits, HOME)
+    work = Session(permits, HOME)
     server = Server(
         work,
         stdio=False,
@@ -87,12 +87,12 @@ def http(
     names = [*_names(host), *allowed_hosts]
     hosts = [name if ":" in name.rpartition("]")[2] else f"{name}:{port}" for name in names]
     security = TransportSecuritySettings(
-        # A page in a browser that reaches this address by a name of its own is not answered.
+        # Refuse browser pages that reach this address under another name (DNS rebinding).
         allowed_hosts=[*hosts, *allowed_hosts],
         allowed_origins=[f"{scheme}://{name}" for name in hosts for scheme in ("http", "https")],
     )
 
-    from prefect_rollout.listener import serve
+    from prefect_rollout.execution.listener import serve
 
     listening = listen(host, port)
 
@@ -107,15 +107,15 @@ def http(
 
 
 def warnings_of(host: str) -> list[str]:
-    """Return what a person should know before clients use an address to listen on."""
+    """Return the warnings about an address to listen on."""
     try:
         local = ip_address(host).is_loopback
     except ValueError:
         local = host == "localhost"
     if local:
         return []
-    told = f"Warning: other machines reach {one_line(host, 80)} over plain HTTP, which shows them the token."
-    return [f"{told} Put a proxy with TLS in front of it."]
+    warning = f"Warning: other machines reach {one_line(host, 80)} over plain HTTP, which exposes the token."
+    return [f"{warning} Put a proxy with TLS in front of it."]
 
 
 def _names(host: str) -> list[str]:
@@ -129,7 +129,7 @@ def _names(host: str) -> list[str]:
 
 
 def token_of_environment() -> str:
-    """The token that `PREFECT_ROLLOUT_MCP_TOKEN` holds.
+    """Return the token in `PREFECT_ROLLOUT_MCP_TOKEN`.
 
     Raises:
         ConfigurationError: it is not set, or too short.
@@ -138,21 +138,21 @@ def token_of_environment() -> str:
     if len(token) < _SHORTEST_TOKEN or not (token.isascii() and token.isprintable()) or " " in token:
         raise ConfigurationError(
             f"{TOKEN} is {'too short' if token else 'not set'}, and over HTTP every client needs a token",
-            advice=f"Set it to {_SHORTEST_TOKEN} or more letters and digits that nobody can guess, and have "
+            advice=f"Set it to {_SHORTEST_TOKEN} or more random letters and digits, and have "
             "the clients send them as `Authorization: Bearer …`.",
             field=TOKEN,
         )
     return token
 
 
-def up(permits: Permits, *, host: str, port: int, said: Callable[[str], None]) -> None:
-    """Starts the local Prefect server with its UI, the runner, and MCP over HTTP; until Ctrl-C.
+def up(permits: Policy, *, host: str, port: int, said: Callable[[str], None]) -> None:
+    """Run the local Prefect server with its UI and worker, and MCP over HTTP, until Ctrl-C.
 
     Args:
-        permits: what MCP clients may ask for.
+        permits: limits of the MCP clients.
         host: address that MCP listens on.
         port: port that MCP listens on.
-        said: is called with what a person should know.
+        said: called with messages for a person.
 
     Raises:
         ConfigurationError: a Prefect API is configured, or the local one did not start.
@@ -164,12 +164,12 @@ def up(permits: Permits, *, host: str, port: int, said: Callable[[str], None]) -
         )
     token = token_of_environment() if os.environ.get(TOKEN) else secret_of(HOME / _TOKEN_FILE)
 
-    async def beside(work: Work) -> None:
+    async def beside(work: Session) -> None:
         said(f"  its bearer token: in {TOKEN if os.environ.get(TOKEN) else HOME / _TOKEN_FILE}")
-        said("Starting the Prefect server and the runner …")
+        said("Starting the Prefect server and its worker …")
         said(f"Prefect UI: {(await work.api()).ui}")
-        said(f"  it asks for a password, which each start renews: in {HOME / PASSWORD}")
+        said(f"  its password, which changes with each start: in {HOME / PASSWORD}")
         earlier.tell_once(said)
-        said("Ctrl-C gives it up: it ends when nobody else uses it and no release is under way.")
+        said("Ctrl-C disconnects: the server ends once nothing else uses it and no release is running.")
 
     http(permits, host=host, port=port, allowed_hosts=(), token=token, said=said, beside=beside)

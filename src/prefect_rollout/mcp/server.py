@@ -1,4 +1,4 @@
-"""The MCP server as it answers the handshake: what its tools are is imported behind its back."""
+"""The MCP server. It answers the handshake first, then imports the tools and Prefect in the background."""
 
 import asyncio
 import importlib
@@ -16,25 +16,26 @@ from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
 from mcp_types import CallToolResult, InputRequiredResult
 from pydantic import ValidationError
 
-from prefect_rollout.mcp.quoting import RULE
-from prefect_rollout.mcp.work import Work
+from prefect_rollout.mcp.session import Session
+from prefect_rollout.mcp.untrusted import RULE
 from prefect_rollout.text import one_line
 
 INSTRUCTIONS = f"""\
-Releases applications on a container cloud, as Prefect flow runs: each release has an id and a page in the
-Prefect UI, goes on when this connection ends, and can be followed, cancelled and retried by its id.
+Releases applications on a container cloud as Prefect flow runs. Each release has a flow_run_id and a page in
+the Prefect UI, continues if this connection ends, and can be followed, cancelled and retried by its ID.
 
-To release: plan_release shows what would change and a plan hash; show that to the user; then call
-deploy_latest_image (or rollback, restart, scale, deploy_batch) with confirm=<plan hash>. It answers at once
-with a flow_run_id. Follow it with get_release and wait_seconds until `ended` is true. Only the outcome
-`released` means that the new version is live everywhere; with any other, tell the user `verdict`, `live`
-and `next`. A failed run is gone on with by retry_release, which repeats no write that was done.
+To release: call plan_release and show the plan to the user. Then call deploy_latest_image (or rollback,
+restart, scale, deploy_batch) with the same arguments and confirm=<plan_hash>. It returns a flow_run_id at
+once. Call get_release with wait_seconds until `ended` is true. Only the outcome `released` means that every
+cluster runs the new version; for any other outcome, report `verdict`, `live` and `next` to the user.
+retry_release continues a failed run and repeats no write that succeeded.
 
-The same request within ten minutes is the same release. No tool approves a release that waits for a person.
+Repeating a request within ten minutes returns the same release. No tool can approve a release that waits
+for a person.
 {RULE}
 """
 
-# What is answered without any tool.
+# Methods that need no tool.
 _HANDSHAKE = {"initialize", "notifications/initialized", "server/discover", "ping"}
 
 
@@ -42,21 +43,21 @@ class Server(MCPServer[None]):
     """The MCP server.
 
     Args:
-        work: what its tools work with.
-        stdio: whether it speaks to one client of this machine's user.
-        token_verifier: checks bearer tokens, over HTTP.
-        auth: goes with it.
+        session: Prefect and its API.
+        stdio: the server serves one client of this machine's user.
+        token_verifier: verifies bearer tokens, over HTTP.
+        auth: settings of the verification.
     """
 
     def __init__(
         self,
-        work: Work,
+        session: Session,
         *,
         stdio: bool,
         token_verifier: TokenVerifier | None = None,
         auth: AuthSettings | None = None,
     ) -> None:
-        # The SDK's own handler imports a module to show an exception, and fails where no file can be opened.
+        # The SDK's handler imports a module to show an exception, which fails without free file descriptors.
         logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
         super().__init__(
             "prefect-rollout",
@@ -64,39 +65,37 @@ class Server(MCPServer[None]):
             instructions=INSTRUCTIONS,
             version=version("prefect-rollout"),
             lifespan=self._lifespan,
-            middleware=[self._behind_the_handshake],
+            middleware=[self._after_the_handshake],
             log_level="WARNING",
             token_verifier=token_verifier,
             auth=auth,
         )
-        self._work = work
+        self._session = session
         self._stdio = stdio
         self._declared: asyncio.Task[None] | None = None
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[None, Any] | None = None
     ) -> CallToolResult | InputRequiredResult:
-        """Calls a tool. Wrong arguments are told in a sentence: the SDK's text is pydantic's.
+        """Call a tool. Errors describe an invalid argument in one sentence, instead of pydantic's text.
 
-        An argument that the tool does not have is refused, not ignored: it may be what matters most.
+        An unknown argument is an error: ignoring it could start another release than the one intended.
         """
         for tool in await self.list_tools():
             known = tool.input_schema.get("properties", {})
             if tool.name == name and (strange := [each for each in arguments if each not in known]):
                 raise ToolError(
-                    f"{one_line(strange[0], 80)}: {name} has no such argument; it has "
+                    f"{one_line(strange[0], 80)}: {name} has no such argument. Arguments: "
                     f"{', '.join(known) or 'none'}. Nothing was submitted."
                 )
         try:
             return await super().call_tool(name, arguments, context)
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError) and not isinstance(error, UnexpectedToolError):
-                from prefect_rollout.models import first_mistake
+                from prefect_rollout.ids import first_mistake
 
                 mistake = first_mistake(error.__cause__)
-                raise ToolError(
-                    f"{mistake}. Correct it by the tool's schema; nothing was submitted."
-                ) from error
+                raise ToolError(f"{mistake}. Check the schema of the tool; nothing was submitted.") from error
             raise
 
     @asynccontextmanager
@@ -104,9 +103,9 @@ class Server(MCPServer[None]):
         try:
             yield
         finally:
-            await self._work.close()
+            await self._session.close()
 
-    async def _behind_the_handshake(self, ctx: Any, call_next: Any) -> Any:
+    async def _after_the_handshake(self, ctx: Any, call_next: Any) -> Any:
         if ctx.method not in _HANDSHAKE:
             await asyncio.shield(self._declaring())
             return await call_next(ctx)
@@ -121,5 +120,5 @@ class Server(MCPServer[None]):
 
     async def _declare(self) -> None:
         tools = await asyncio.to_thread(importlib.import_module, "prefect_rollout.mcp.tools")
-        tools.declare(self, self._work, stdio=self._stdio)
-        self._work.begin()
+        tools.declare(self, self._session, stdio=self._stdio)
+        self._session.begin()

@@ -1,99 +1,178 @@
-"""What a release needs of a platform, whichever it is.
+"""The port through which a release speaks to a platform.
 
-Flows, tasks and verdicts know only this protocol: no path, header or envelope of a platform shows
-above it. Implementations raise nothing but errors of `prefect_rollout.errors`, and retry nothing:
-retrying is Prefect's.
+Flows, tasks and the verdict know only this protocol: no path, header or envelope of a platform appears
+above it. Implementations raise only errors of `prefect_rollout.errors` and retry nothing: Prefect retries.
 """
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
-from prefect_rollout.models import (
-    App,
-    ClusterStatus,
-    Deployment,
-    Id,
-    OnlineTemplate,
-    Publication,
-    Template,
-)
+from prefect_rollout.ids import Id
+from prefect_rollout.release.workload import Applied, Change, ListedRevision, Placement, Revision, Workload
+from prefect_rollout.verdict.status import Observation, Status
 
 
 @runtime_checkable
 class Platform(AbstractAsyncContextManager["Platform"], Protocol):
-    """A platform that runs apps in clusters. Entered once a run; closing it frees its connections.
+    """A platform that runs workloads in clusters. A flow run enters it once; leaving it closes connections.
 
-    Every method may raise `PlatformError`; those that name an object raise the `NotFoundError` of its
-    kind. `key` is an idempotency key: a platform that knows such keys applies a repeat only once, and
-    no caller may rely on it.
+    Every method may raise `PlatformError`; those that look up an object raise the `NotFoundError` of its
+    kind. `key` is an idempotency key: a platform that supports such keys applies a repeated write once, and
+    no caller relies on it.
     """
 
     async def __aenter__(self) -> Self: ...
 
     @property
     def identity(self) -> str:
-        """Names the platform itself, such as its host, whichever block it was reached through."""
+        """Identify the platform itself, such as by its host, independent of the block in use."""
         ...
 
     def links(self) -> dict[str, str]:
-        """Pages where a person looks further, `{label: address}`."""
+        """Return pages for a person, `{label: address}`."""
         ...
 
-    async def app(self, app_id: Id) -> App:
-        """The app with that id."""
-        ...
+    # ---- reads ------------------------------------------------------------------------------
 
-    async def deployment(self, app_id: Id, name: str) -> Deployment:
-        """The deployment of exactly that name. `DeploymentNotFoundError` lists near names."""
-        ...
+    async def workload(self, app_id: Id, name: str) -> Workload:
+        """Return the deployment with exactly that name (step 1).
 
-    def templates(self, deployment: Deployment) -> AsyncIterator[Template]:
-        """Every template of the deployment, page after page as they are asked for, in any order."""
-        ...
-
-    async def template(self, deployment: Deployment, template_id: Id) -> Template:
-        """One template, which need not be the deployment's: the caller compares `deployment_id`."""
-        ...
-
-    async def upgrade(
-        self,
-        deployment: Deployment,
-        *,
-        template_id: Id,
-        clusters: Sequence[str],
-        images: Mapping[str, str],
-        description: str,
-        key: str,
-    ) -> list[Id]:
-        """Creates a template from `template_id` with `images`; the ids of what it created.
-
-        Sent twice, it creates two: a caller looks for its mark in `Template.description` first.
+        Raises:
+            AppNotFoundError: the platform has no such app.
+            DeploymentNotFoundError: the app has no such deployment; the error lists similar names.
         """
         ...
 
-    async def publish(
-        self, deployment: Deployment, template_id: Id, cluster: str, replicas: int, *, key: str
-    ) -> None:
-        """Has the cluster run `replicas` pods of the template. Returns when the write is accepted."""
+    def placement(self, workload: Workload, clusters: Sequence[str] | None = None) -> Placement:
+        """Return the clusters of the workload and their replicas (step 2).
+
+        Args:
+            workload: from step 1.
+            clusters: only these, in the workload's order; all if empty.
+
+        Raises:
+            ClusterNotFoundError: the workload does not have one of `clusters`.
+            WorkloadError: its configuration cannot be read or is incomplete.
+        """
         ...
 
-    async def status(self, deployment: Deployment, clusters: Sequence[str]) -> dict[str, ClusterStatus]:
-        """The state in each of `clusters`; one that the platform says nothing of is absent."""
+    async def revisions(self, workload: Workload) -> list[ListedRevision]:
+        """Return all revisions of the workload, newest first (step 3)."""
         ...
 
-    async def online(self, deployment: Deployment) -> list[OnlineTemplate]:
-        """Which template is online in each cluster."""
+    async def revision(self, workload: Workload, revision: Id) -> Revision:
+        """Return one revision of the workload.
+
+        Raises:
+            TemplateNotFoundError: there is no such revision.
+            ForeignTemplateError: it belongs to another workload.
+        """
         ...
 
-    def history(self, deployment: Deployment) -> AsyncIterator[Publication]:
-        """The publish history, newest first."""
+    async def pod_template(self, workload: Workload, revision: Id) -> dict[str, Any]:
+        """Return the pod template of a revision without its images. It may hold secrets: never keep it.
+
+        Raises:
+            TemplateNotFoundError: there is no such revision.
+            UnreadableTemplateError: it cannot be read.
+        """
         ...
 
-    async def restart(self, deployment: Deployment, cluster: str, *, key: str) -> None:
-        """Replaces the cluster's pods by new ones of the same template."""
+    async def online(self, workload: Workload) -> dict[str, Id]:
+        """Return the revision that each cluster was last asked for, `{cluster: revision}`."""
         ...
 
-    async def scale(self, deployment: Deployment, cluster: str, replicas: int, *, key: str) -> None:
-        """Changes the number of pods in the cluster."""
+    def published(self, workload: Workload) -> AsyncIterator[tuple[str, Id]]:
+        """Yield `(cluster, revision)` of every accepted write, newest first."""
+        ...
+
+    async def status(self, workload: Workload, clusters: Sequence[str]) -> dict[str, Status]:
+        """Return one observation of `clusters`; a cluster that the platform does not report is absent."""
+        ...
+
+    def watch(
+        self, workload: Workload, clusters: Sequence[str], every_seconds: float
+    ) -> AsyncGenerator[Observation]:
+        """Observe `clusters` until the caller stops: at once, then at least every `every_seconds`.
+
+        `polling.polled` implements it for a platform without a watch of its own.
+        """
+        ...
+
+    # ---- writes -----------------------------------------------------------------------------
+
+    async def prepared(self, workload: Workload, release_id: str) -> Change | None:
+        """Return the change that an earlier attempt of the release prepared, if there is one.
+
+        Raises:
+            UpgradeError: there are several.
+        """
+        ...
+
+    async def prepare(
+        self,
+        workload: Workload,
+        base: Revision,
+        images: Mapping[str, str],
+        *,
+        clusters: Sequence[str],
+        release_id: str,
+        note: str,
+        key: str,
+    ) -> Change:
+        """Prepare a change from `base` to `images` (step 5).
+
+        Args:
+            workload: from step 1.
+            base: the revision to start from.
+            images: all images of the new revision, `{container: image}`.
+            clusters: clusters that the change is for.
+            release_id: identifies the release; `prepared` finds the change by it.
+            note: description for people.
+            key: idempotency key.
+
+        Raises:
+            UpgradeError: the platform did not prepare exactly one change. Nothing is published.
+        """
+        ...
+
+    async def revert(self, workload: Workload, revision: Revision) -> Change:
+        """Return the change back to an existing revision. Write nothing."""
+        ...
+
+    async def apply(
+        self,
+        workload: Workload,
+        cluster: str,
+        change: Change,
+        *,
+        replicas: int,
+        over: Id | None,
+        key: str,
+    ) -> Applied:
+        """Apply the change to a cluster (step 6). Return when the platform has accepted the write.
+
+        Args:
+            workload: from step 1.
+            cluster: the cluster.
+            change: from `prepare` or `revert`.
+            replicas: replicas to run.
+            over: revision that the cluster was asked for before; `None` if there was none.
+            key: idempotency key.
+
+        Raises:
+            QuotaExceededError: the quota of the namespace does not suffice.
+            ConflictError: another write is running, or replaced `over`, as far as the platform checks that.
+        """
+        ...
+
+    async def restart(self, workload: Workload, cluster: str, *, online: Id, key: str) -> Applied:
+        """Replace the pods of a cluster with new ones of the revision that is `online`."""
+        ...
+
+    async def scale(
+        self, workload: Workload, cluster: str, replicas: int, *, online: Id, key: str
+    ) -> Applied:
+        """Change the replicas of a cluster; it keeps the revision that is `online`."""
         ...

@@ -8,7 +8,7 @@ from functools import lru_cache
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from prefect_rollout.models import first_mistake
+from prefect_rollout.ids import first_mistake
 from prefect_rollout.simulator.pod import Revision
 
 

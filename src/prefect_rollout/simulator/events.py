@@ -6,7 +6,7 @@ The messages are the kubelet's and the scheduler's (kubernetes, `pkg/kubelet/ima
 
 from collections.abc import Callable
 
-from prefect_rollout.images import is_reference
+from prefect_rollout.release.images import is_reference
 from prefect_rollout.simulator.pod import Pod
 from prefect_rollout.simulator.shapes import EventShape
 

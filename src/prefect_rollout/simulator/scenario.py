@@ -15,7 +15,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.models import first_mistake
+from prefect_rollout.ids import first_mistake
 from prefect_rollout.simulator import article
 from prefect_rollout.simulator.fault import Fault
 from prefect_rollout.text import one_line

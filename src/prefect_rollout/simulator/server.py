@@ -12,10 +12,10 @@ from typing import Any, Self
 import uvicorn
 
 from prefect_rollout.errors import ConfigurationError
+from prefect_rollout.execution.sockets import listen
 from prefect_rollout.simulator.api import create_app
 from prefect_rollout.simulator.cloud import Cloud
 from prefect_rollout.simulator.scenario import Scenario
-from prefect_rollout.sockets import listen
 
 MAX_SPEED = 1_000_000  # a year in half a minute; dates would run out of years soon after
 

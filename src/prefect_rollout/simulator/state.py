@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from prefect_rollout.images import is_reference
+from prefect_rollout.release.images import is_reference
 from prefect_rollout.simulator.blueprint import Blueprint, read_blueprint
 from prefect_rollout.simulator.engine import Rollout, Spec
 from prefect_rollout.simulator.pod import Fate

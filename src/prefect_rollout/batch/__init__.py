@@ -1,0 +1,1 @@
+"""Batches of releases: the plan, the waves and the result. Pure."""

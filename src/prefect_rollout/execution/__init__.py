@@ -1,0 +1,1 @@
+"""Execution of flow runs: the local server and its daemon, the worker, and continuing a run."""

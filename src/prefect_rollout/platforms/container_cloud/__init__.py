@@ -1,0 +1,1 @@
+"""360's container cloud: its API, its payloads, its signatures."""

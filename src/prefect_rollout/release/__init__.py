@@ -1,0 +1,1 @@
+"""One release: its request, plan, result and report. Pure."""

@@ -1,0 +1,1 @@
+"""The lifecycle of flow runs on Prefect: lock, steps, approval, endings, events, history."""

@@ -1,0 +1,224 @@
+"""The lifecycle of a flow run that changes one deployment: its lock, its steps, its ending."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+from uuid import UUID
+
+import httpx
+import prefect.runtime
+from prefect import Task, get_client, get_run_logger
+from prefect.context import FlowRunContext, TagsContext
+from prefect.exceptions import TerminationSignal
+from prefect.utilities.urls import url_for
+
+from prefect_rollout.blocks import open_target, opened_as
+from prefect_rollout.errors import RolloutError, SkippedError
+from prefect_rollout.platforms.port import Platform
+from prefect_rollout.release.progress import Progress, listening, tell
+from prefect_rollout.release.request import Action, Request
+from prefect_rollout.release.result import Outcome, ReleaseResult
+from prefect_rollout.runs import events
+from prefect_rollout.runs.endings import LAST_SECONDS, end, foreseen, ownership_of, skipped
+from prefect_rollout.runs.guard import Guard, Ownership, guarding
+from prefect_rollout.runs.history import asker_of, trigger_of
+from prefect_rollout.runs.labels import CLOUD, INHERITED, TARGET, TRIGGER
+from prefect_rollout.runs.run import Run
+from prefect_rollout.runs.staleness import skip_unless_due
+from prefect_rollout.text import address, one_line
+
+RequestT = TypeVar("RequestT", bound=Request)
+
+Report = Task[[ReleaseResult], Coroutine[Any, Any, ReleaseResult]]
+"""The last step, which runs however the run ends."""
+
+
+class Steps:
+    """Progress of a run's steps. The result gets their durations and the failed steps."""
+
+    def __init__(self, result: ReleaseResult) -> None:
+        self._result = result
+        self._last: dict[str, Progress] = {}  # the last one to change is at the end
+
+    def note(self, progress: Progress) -> None:
+        """Record a progress message of a step."""
+        self._last.pop(progress.step, None)
+        self._last[progress.step] = progress
+        result = self._result
+        result.failed_steps = [step for step, last in self._last.items() if last.state == "failed"]
+        if progress.seconds:
+            total = result.seconds.get(progress.step, 0) + progress.seconds
+            result.seconds[progress.step] = round(total, 3)
+
+    def fail(self, problem: str) -> None:
+        """Report the step in which a run failed, if the step did not: not all steps raise in their tasks."""
+        latest = next(reversed(self._last.values()), None)
+        if latest and (latest.state == "running" or not self._result.failed_steps):
+            tell(Progress(latest.step, "failed", problem))
+
+    def stop(self) -> None:
+        """Report the step in which a run was stopped."""
+        latest = next(reversed(self._last.values()), None)
+        if latest and latest.state in {"running", "retrying"}:
+            tell(Progress(latest.step, "stopped"))
+
+
+async def run_release(
+    action: Action,
+    request: RequestT,
+    work: Callable[[Run, RequestT], Awaitable[None]],
+    *,
+    report: Report,
+) -> ReleaseResult:
+    """Run the steps of a release under its guard, and end the flow run according to their outcome.
+
+    Args:
+        action: the action.
+        request: the request.
+        work: the steps before the report.
+        report: the last step.
+
+    Raises:
+        ReleaseCancelledError: the run was cancelled in Prefect or by Ctrl-C; its state is Cancelled.
+        SkippedError: the run is late, or a newer run supersedes it; its state is Skipped.
+        NotApprovedError: a person rejected it; its state is Rejected.
+        RolloutError: any other failure; `error.result` is the result so far.
+    """
+    run_id = UUID(str(prefect.runtime.flow_run.id))
+    result = _begun(action, request, run_id)
+    steps = Steps(result)
+
+    def note(progress: Progress) -> None:
+        steps.note(progress)
+        if guard is not None and progress.step != "report release":
+            watched = progress.step == "wait for pods" and progress.state == "done"
+            released = watched and run is not None and run.in_last_stage
+            guard.decided = released or progress.state == "failed"
+
+    guard: Guard | None = None
+    run: Run | None = None
+    ownership = Ownership.OURS
+    try:
+        with listening(note), _tags_of_tasks():
+            await skip_unless_due(request.late_minutes)
+            async with _opened(request, result) as (platform, guard):
+                run = Run(request, result, platform, await opened_as(request.target), guard)
+                try:
+                    await _observed(run, lambda: work(run, request), steps)
+                finally:
+                    ownership = await ownership_of(guard)
+        if result.outcome is not Outcome.PLANNED:
+            result.outcome = Outcome.RELEASED
+        ended: BaseException | None = None
+    except SkippedError as error:
+        returned = skipped(error, result)
+        events.ended(result, None)
+        return returned
+    except (RolloutError, asyncio.CancelledError, TerminationSignal) as error:
+        ended = error
+
+    async def leave(stopped: bool) -> None:
+        await (_leave_report if stopped else _report)(result, run, report)
+
+    return await end(result, ended, guard, ownership, leave)
+
+
+@asynccontextmanager
+async def _opened(request: Request, result: ReleaseResult) -> AsyncIterator[tuple[Platform, Guard]]:
+    """Yield the platform of the run's target and the run's guard; result and labels name the platform."""
+    run_id = UUID(result.release_id)
+    async with open_target(request.target) as platform:
+        chosen = await opened_as(request.target)
+        result.cloud, result.target = chosen.block.address, chosen.name
+        link = run_link(run_id)
+        result.links = ({"Flow run": link} if link else {}) | platform.links()
+        async with guarding(run_id, {CLOUD: result.cloud, TARGET: result.target}) as guard:
+            yield platform, guard
+
+
+def _begun(action: Action, request: Request, run_id: UUID) -> ReleaseResult:
+    """Return the result of a run that has not begun."""
+    context = FlowRunContext.get()
+    flow_run = context.flow_run if context else None
+    return ReleaseResult(
+        action=action,
+        outcome=Outcome.FAILED,
+        app_id=request.app_id,
+        deployment=request.deployment,
+        release_id=str(run_id),
+        reason=request.reason,
+        requested_by=one_line(request.requested_by, 200) or asker_of(flow_run),
+        trigger=trigger_of(flow_run),
+        dry_run=not request.writes,
+        tries=flow_run.run_count if flow_run else 1,
+    )
+
+
+def _tags_of_tasks() -> TagsContext:
+    """Give tasks the run's tags that they need: Prefect checks a limit for each tag."""
+    tags = TagsContext.get().current_tags
+    return TagsContext(current_tags={tag for tag in tags if not tag.startswith((TRIGGER, *INHERITED))})
+
+
+async def _observed(run: Run, work: Callable[[], Awaitable[None]], steps: Steps) -> None:
+    """Run `work`. If it fails after a write, record the live state."""
+    try:
+        await foreseen(work())
+    except RolloutError as error:
+        steps.fail(error.problem)
+        run.failed(error)
+        if run.result.wrote:
+            await run.look()
+            error.live = run.result.live
+        raise
+    except (asyncio.CancelledError, TerminationSignal):
+        steps.stop()
+        if run.result.wrote:
+            await run.look()
+        raise
+
+
+async def rename(name: str) -> None:
+    """Name the flow run after its release, so that a list of runs is readable."""
+    try:
+        async with get_client() as client:
+            await client.update_flow_run(flow_run_id=prefect.runtime.flow_run.id, name=name)
+    except httpx.HTTPError as error:
+        get_run_logger().warning("The run keeps its first name: %s", one_line(error))
+
+
+def first_name(what: str) -> Callable[[], str]:
+    """Return a function that names a run of `what` until more is known."""
+
+    def name() -> str:
+        parameters: dict[str, Any] = prefect.runtime.flow_run.parameters
+        plan = "plan to " if parameters.get("dry_run") else ""
+        return f"{plan}{what} {one_line(parameters.get('deployment'), 80)}".strip()
+
+    return name
+
+
+async def _report(result: ReleaseResult, run: Run | None, report: Report) -> None:
+    """Send the last event and run step 8. The outcome of the release does not depend on them."""
+    events.ended(result, run.platform.identity if run else None)
+    try:
+        with _tags_of_tasks():
+            await report(result)
+    except Exception as error:  # noqa: BLE001 - any failure, of Prefect or of ours
+        get_run_logger().warning("The report could not be left: %s", one_line(error))
+
+
+async def _leave_report(result: ReleaseResult, run: Run | None, report: Report) -> None:
+    """Do the same for a run that is being stopped, without a task and without a long wait."""
+    events.ended(result, run.platform.identity if run else None)
+    try:
+        async with asyncio.timeout(LAST_SECONDS):
+            await report.fn(result)
+    except (httpx.HTTPError, TimeoutError) as error:
+        get_run_logger().warning("The report could not be left: %s", one_line(error) or "time ran out")
+
+
+def run_link(run_id: UUID) -> str:
+    """Return the address of a flow run in the Prefect UI; empty if there is none."""
+    return address(url_for("flow-run", obj_id=run_id) or "")

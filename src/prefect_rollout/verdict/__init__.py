@@ -1,0 +1,1 @@
+"""The verdict on a rollout, from the status that a platform reports. Pure."""
