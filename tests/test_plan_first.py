@@ -619,7 +619,7 @@ async def test_a_release_that_read_other_replicas_before_its_lock_is_refused(sho
         await deploy_latest_image(**WEB)  # it knows of two replicas
     rescale(shop)
     plan = await plan_of()
-    with pytest.raises(PlanChangedError, match=f"{plan.plan_hash} any more"):
+    with pytest.raises(PlanChangedError, match=f"{plan.plan_hash} was expected"):
         await retried(caught.value, expect_plan=plan.plan_hash)
     assert shop.writes == []
 
