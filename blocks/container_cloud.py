@@ -22,7 +22,7 @@ from prefect_rollout.blocks.target import TargetBlock
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.ids import first_mistake
 from prefect_rollout.platforms.container_cloud.client import ContainerCloudClient
-from prefect_rollout.platforms.container_cloud.exchange import PathTable, cloud_identity
+from prefect_rollout.platforms.container_cloud.exchange import Exchange, PathTable, cloud_identity
 from prefect_rollout.release.images import registry_patterns
 from prefect_rollout.settings import cloud_environment
 from prefect_rollout.text import address, one_line, shown_address, with_scheme
@@ -232,16 +232,16 @@ class ContainerCloud(TargetBlock):
                 advice="Derive the signer from httpx.Auth.",
                 field="signer",
             )
-        return ContainerCloudClient(
+        cloud = Exchange(
             self.api_url,
             signer=signer,
             secrets=(key_id, secret_key),
             paths=PathTable.model_validate(self.paths),
             ca_file=self.ca_file,
-            registry_url=self.registry_url,
             connect_timeout_seconds=self.connect_timeout_seconds,
             request_timeout_seconds=self.request_timeout_seconds,
         )
+        return ContainerCloudClient(cloud, registry_url=self.registry_url)
 
 
 def _place(api_url: str) -> tuple[str, str]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from prefect_rollout.platforms.container_cloud.client import ContainerCloudClient
-from prefect_rollout.platforms.container_cloud.exchange import PathTable
+from prefect_rollout.platforms.container_cloud.exchange import Exchange, PathTable
 from prefect_rollout.release.workload import Change, Revision, Workload
 from prefect_rollout.simulator import Scenario, SimulatorServer
 from prefect_rollout.simulator.fault import Fault
@@ -51,7 +51,8 @@ def server() -> Iterator[SimulatorServer]:
 async def all_calls(server: SimulatorServer, seconds: float = 20) -> dict[str, Any]:
     """Make every call of the client side by side; return what each returns or raises."""
     signer = DoorSigner(key_id="demo-key", secret_key="demo-secret", env="test")
-    async with ContainerCloudClient(server.url, signer=signer, request_timeout_seconds=seconds) as client:
+    cloud = Exchange(server.url, signer=signer, request_timeout_seconds=seconds)
+    async with ContainerCloudClient(cloud) as client:
         ended = await asyncio.gather(*(call(client) for call in CALLS.values()), return_exceptions=True)
     return dict(zip(CALLS, ended, strict=True))
 

@@ -47,7 +47,7 @@ SIGNER = StarkHmacSigner(key_id="key", secret_key="s3cret", env="prod")
 
 
 def client(**options: Any) -> ContainerCloudClient:
-    return ContainerCloudClient(URL, signer=SIGNER, **options)
+    return ContainerCloudClient(exchange.Exchange(URL, signer=SIGNER, **options))
 
 
 def change(revision: int) -> Change:

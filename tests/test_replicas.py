@@ -7,6 +7,7 @@ import httpx
 import pytest
 
 from prefect_rollout.platforms.container_cloud.client import ContainerCloudClient
+from prefect_rollout.platforms.container_cloud.exchange import Exchange
 from prefect_rollout.platforms.container_cloud.payloads import ClusterStatus
 from prefect_rollout.platforms.container_cloud.signing import StarkHmacSigner
 from prefect_rollout.release.plan import UNSEEN, Procedure, ReleasePlan, Target, release_plan
@@ -177,7 +178,8 @@ def looked(*listed: list[dict[str, Any]] | None, online: int | None = 10) -> tup
     async def look() -> Any:
         signer = StarkHmacSigner(key_id="k", secret_key="s", env="prod")
         transport = httpx.MockTransport(cloud)
-        async with ContainerCloudClient("https://cloud", signer=signer, transport=transport) as client:
+        exchange = Exchange("https://cloud", signer=signer, transport=transport)
+        async with ContainerCloudClient(exchange) as client:
             return (await baseline_of(client, WORKLOAD, ["c1"]))["c1"]
 
     return asyncio.run(look()), looks

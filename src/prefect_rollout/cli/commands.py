@@ -100,16 +100,7 @@ def history(
     limit: Annotated[
         int, Parameter(group=OUTPUT, help="Maximum number of changes.", validator=Number(gte=1))
     ] = 50,
-    as_json: Annotated[
-        bool,
-        Parameter(
-            name="--json",
-            group=OUTPUT,
-            negative="",
-            show_default=False,
-            help="Print one JSON object per line on standard output.",
-        ),
-    ] = False,
+    as_json: Annotated[AsJson, Parameter(help="Print one JSON object per line on standard output.")] = False,
 ) -> int:
     """List the changes, newest first: what, when, who, why and how each was started."""
     prefect_api.prepare()

@@ -23,10 +23,6 @@ _DEFAULTS = {
     "deployment": "Defaults to K8S_DEPLOY_NAME.",
     "template_id": "Defaults to K8S_TEMPLATE_ID for the deployment K8S_DEPLOY_NAME.",
 }
-_BATCH = {
-    "plan": "Releases of the batch, such as {'releases': [{'app_id': 3290, 'deployment': 'qapm-home'}]}.",
-    "only_failed": "Leave out releases that an earlier run of the same plan completed.",
-}
 
 
 class _PlanSchema:
@@ -48,7 +44,7 @@ def _none_if_empty(value: Any) -> Any:
 def argument(model: type[Checked], name: str, *, optional: bool = False) -> inspect.Parameter:
     """Return the tool argument for a field of a request model: its type, limits, description and default."""
     field = model.model_fields[name]
-    description = " ".join(filter(None, (field.description or _BATCH.get(name), _DEFAULTS.get(name))))
+    description = " ".join(filter(None, (field.description, _DEFAULTS.get(name))))
     kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     default = inspect.Parameter.empty if field.is_required() else field.default
     if name == "plan":

@@ -7,9 +7,8 @@ If the platform does not report the latter, the note says which number is used i
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
-from prefect_rollout.verdict.status import FINISHED
+from prefect_rollout.verdict.status import ENDING
 
-_ENDING = FINISHED | {"Terminating"}
 _UNREPORTED = "the platform does not report its desired replicas"
 
 
@@ -29,7 +28,7 @@ class Replicas(NamedTuple):
 
 def lasting(states: Iterable[str | None]) -> int:
     """Return the number of states of pods that are neither finished nor terminating."""
-    return sum(state not in _ENDING for state in states)
+    return sum(state not in ENDING for state in states)
 
 
 def kept(desired: int | None, pods: Mapping[str, str | None] | None, configured: int) -> Replicas:

@@ -10,10 +10,9 @@ from prefect_rollout.ids import same_id
 from prefect_rollout.platforms.port import Platform
 from prefect_rollout.release.result import ReleaseResult
 from prefect_rollout.release.workload import Workload
+from prefect_rollout.runs.endings import LAST_SECONDS
 from prefect_rollout.text import one_line
 from prefect_rollout.verdict.status import running
-
-_SECONDS = 6.0  # the user who cancels a run waits for it
 
 
 async def last_look(
@@ -54,7 +53,7 @@ async def last_look(
 async def _in_time(look: Awaitable[None]) -> None:
     """Run a part of the last look, unless the platform does not answer in time."""
     try:
-        async with asyncio.timeout(_SECONDS):
+        async with asyncio.timeout(LAST_SECONDS):
             await look
     except (PlatformError, TimeoutError) as error:
         get_run_logger().warning("The last look at what is live failed: %s", one_line(error))

@@ -15,7 +15,6 @@ from prefect.utilities.urls import url_for
 
 from prefect_rollout.blocks import open_target, opened_as
 from prefect_rollout.errors import RolloutError, SkippedError
-from prefect_rollout.platforms.port import Platform
 from prefect_rollout.release.progress import Progress, listening, tell
 from prefect_rollout.release.request import Action, Request
 from prefect_rollout.release.result import Outcome, ReleaseResult
@@ -102,8 +101,7 @@ async def run_release(
     try:
         with listening(note), _tags_of_tasks():
             await skip_unless_due(request.late_minutes)
-            async with _opened(request, result) as (platform, guard):
-                run = Run(request, result, platform, await opened_as(request.target), guard)
+            async with _opened(request, result) as (run, guard):
                 try:
                     await _observed(run, lambda: work(run, request), steps)
                 finally:
@@ -125,8 +123,8 @@ async def run_release(
 
 
 @asynccontextmanager
-async def _opened(request: Request, result: ReleaseResult) -> AsyncIterator[tuple[Platform, Guard]]:
-    """Yield the platform of the run's target and the run's guard; result and labels name the platform."""
+async def _opened(request: Request, result: ReleaseResult) -> AsyncIterator[tuple[Run, Guard]]:
+    """Yield the run, on the platform of its target, and its guard; result and labels name the platform."""
     run_id = UUID(result.release_id)
     async with open_target(request.target) as platform:
         chosen = await opened_as(request.target)
@@ -134,7 +132,7 @@ async def _opened(request: Request, result: ReleaseResult) -> AsyncIterator[tupl
         link = run_link(run_id)
         result.links = ({"Flow run": link} if link else {}) | platform.links()
         async with guarding(run_id, {CLOUD: result.cloud, TARGET: result.target}) as guard:
-            yield platform, guard
+            yield Run(request, result, platform, chosen, guard), guard
 
 
 def _begun(action: Action, request: Request, run_id: UUID) -> ReleaseResult:

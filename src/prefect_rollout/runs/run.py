@@ -26,7 +26,7 @@ from prefect_rollout.release.plan_words import summary
 from prefect_rollout.release.replicas import Replicas, kept, released
 from prefect_rollout.release.request import Action, Request
 from prefect_rollout.release.result import ClusterResult, Outcome, ReleaseResult
-from prefect_rollout.release.revisions import Event, Record, capped
+from prefect_rollout.release.revisions import Event, Record
 from prefect_rollout.release.workload import (
     Baseline,
     Chosen,
@@ -250,7 +250,7 @@ class Run:
             placement=self.placement,
             creates=creates,
             procedure=Procedure.of(self.request),
-            notes=[note for each in chosen for note in capped(each.notes)],
+            notes=[note for each in chosen for note in each.notes],
             unknown=[each.id for each in chosen if each.unknown],
         )
 

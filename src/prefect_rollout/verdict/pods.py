@@ -9,9 +9,7 @@ from prefect_rollout.text import one_line
 from prefect_rollout.verdict.diagnosis import Category
 from prefect_rollout.verdict.expected import Expected, Grace
 from prefect_rollout.verdict.reasons import EVENTS_SHOWN, Tier, is_disrupted, restarts_of, trouble_of
-from prefect_rollout.verdict.status import FINISHED, RUNNING, Event, Pod, state_of
-
-_ENDING = FINISHED | {"Terminating"}
+from prefect_rollout.verdict.status import ENDING, RUNNING, Event, Pod, state_of
 
 
 class PodMemory(BaseModel):
@@ -76,7 +74,7 @@ def remember(
         return PodMemory(since=since, restarts=restarts, restarts_first=first, word=RUNNING)
 
     disrupted = is_disrupted(pod, events)
-    silent = disrupted or pod.state == RUNNING or pod.state in _ENDING
+    silent = disrupted or pod.state == RUNNING or pod.state in ENDING
     trouble = None if silent else trouble_of(pod, events, in_place=expected.in_place)
     last, trouble_since = before.trouble, before.trouble_since
     if trouble and trouble.tier is not Tier.NEVER:
@@ -115,7 +113,7 @@ def remember(
         events=shown(events),
         final=(waited or restarted)
         and not disrupted
-        and pod.state not in _ENDING
+        and pod.state not in ENDING
         and _began_well(pod, expected),
     )
 

@@ -17,6 +17,9 @@ RUNNING = "Running"
 FINISHED = frozenset({"Succeeded", "Failed"})
 """States of finished pods. Kubernetes may list such pods long after they were replaced."""
 
+ENDING = FINISHED | {"Terminating"}
+"""States of pods that are finished or about to finish."""
+
 
 class ContainerStatus(CamelCase):
     """A container's restarts, and the Kubernetes reasons why it waits or ended."""

@@ -3,10 +3,8 @@
 import difflib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any, Self
 
-import httpx
 from pydantic import TypeAdapter
 
 from prefect_rollout.errors import (
@@ -18,7 +16,7 @@ from prefect_rollout.errors import (
     UpgradeError,
 )
 from prefect_rollout.ids import CamelCase, Id, by_age, same_id
-from prefect_rollout.platforms.container_cloud.exchange import Exchange, PathTable, cloud_identity, read
+from prefect_rollout.platforms.container_cloud.exchange import Exchange, cloud_identity, read
 from prefect_rollout.platforms.container_cloud.payloads import (
     App,
     ClusterStatus,
@@ -41,44 +39,13 @@ class ContainerCloudClient:
     It does not retry, and raises only errors of `prefect_rollout.errors`.
 
     Args:
-        api_url: scheme, host and an optional path, to which the paths of the path table are added.
-        signer: signs each request right before it is sent.
-        secrets: values to mask in errors.
-        paths: paths of the calls.
-        ca_file: certificates to trust instead of the system's; a PEM file.
+        cloud: exchanges with the cloud; the client closes them.
         registry_url: the image registry, used only by `links`.
-        connect_timeout_seconds: seconds to connect.
-        request_timeout_seconds: seconds for a whole exchange.
-        transport: replaces the network, for tests.
-
-    Raises:
-        ConfigurationError: `api_url` or `ca_file` cannot be used.
     """
 
-    def __init__(
-        self,
-        api_url: str,
-        *,
-        signer: httpx.Auth,
-        secrets: Sequence[str] = (),
-        paths: PathTable | None = None,
-        ca_file: Path | None = None,
-        registry_url: str | None = None,
-        connect_timeout_seconds: float = 5,
-        request_timeout_seconds: float = 30,
-        transport: httpx.AsyncBaseTransport | None = None,
-    ) -> None:
+    def __init__(self, cloud: Exchange, *, registry_url: str | None = None) -> None:
+        self._cloud = cloud
         self._registry_url = registry_url
-        self._cloud = Exchange(
-            api_url,
-            signer=signer,
-            secrets=secrets,
-            paths=paths,
-            ca_file=ca_file,
-            connect_timeout_seconds=connect_timeout_seconds,
-            request_timeout_seconds=request_timeout_seconds,
-            transport=transport,
-        )
 
     async def __aenter__(self) -> Self:
         return self

@@ -106,8 +106,20 @@ class Exchange:
     """Exchanges with the cloud over one pool of connections.
 
     It does not retry, and raises no errors of httpx, json or pydantic. An exchange takes at most
-    `request_timeout_seconds`, an answer has at most `MAX_BODY_BYTES`. For the arguments, see
-    `ContainerCloudClient`.
+    `request_timeout_seconds`, an answer has at most `MAX_BODY_BYTES`.
+
+    Args:
+        api_url: scheme, host and an optional path, to which the paths of the path table are added.
+        signer: signs each request right before it is sent.
+        secrets: values to mask in errors.
+        paths: paths of the calls.
+        ca_file: certificates to trust instead of the system's; a PEM file.
+        connect_timeout_seconds: seconds to connect.
+        request_timeout_seconds: seconds for a whole exchange.
+        transport: replaces the network, for tests.
+
+    Raises:
+        ConfigurationError: `api_url` or `ca_file` cannot be used.
     """
 
     def __init__(
