@@ -123,7 +123,7 @@ def in_four_waves(count: int) -> tuple[dict[int, Mapping[str, Any]], dict[str, A
     return {**dict.fromkeys(failing, BAD_IMAGE), 2 * size + 1: slow}, plan, failing
 
 
-COUNTS = [8, pytest.param(40, marks=pytest.mark.complete)]
+COUNTS = [pytest.param(8, marks=pytest.mark.sample), pytest.param(40, marks=pytest.mark.complete)]
 
 
 @pytest.mark.xdist_group("batches")

@@ -186,7 +186,10 @@ async def killed_and_retried(
 
 @pytest.mark.promise("A crash loses nothing")
 @pytest.mark.xdist_group("kill walk")
-@pytest.mark.parametrize("complete", [False, pytest.param(True, marks=pytest.mark.complete)])
+@pytest.mark.parametrize(
+    "complete",
+    [pytest.param(False, marks=pytest.mark.sample), pytest.param(True, marks=pytest.mark.complete)],
+)
 async def test_a_release_killed_at_any_exchange_goes_on_and_writes_once(
     make_cloud: Any, zygote: Zygote, complete: bool
 ) -> None:

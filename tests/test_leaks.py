@@ -353,7 +353,13 @@ def environment(home: Path, **variables: str) -> dict[str, str]:
     return {**kept, **tuned, **debug, **variables}
 
 
-@pytest.fixture(scope="module", params=["quick", pytest.param("complete", marks=pytest.mark.complete)])
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("quick", marks=pytest.mark.sample),
+        pytest.param("complete", marks=pytest.mark.complete),
+    ],
+)
 def evidence(request: pytest.FixtureRequest) -> Iterator[Evidence]:
     quick = request.param == "quick"
     with ExitStack() as stack:
