@@ -28,7 +28,8 @@ from prefect_rollout.mcp.tools import declare
 from prefect_rollout.release.plan import ReleasePlan
 from prefect_rollout.release.request import Action
 from prefect_rollout.release.result import Outcome, ReleaseResult
-from prefect_rollout.runs import events
+from prefect_rollout.runs import events, history
+from prefect_rollout.tasks.report_release import artifact_key
 from prefect_rollout.verdict import diagnosis
 
 PINNED = Path(__file__).with_name("data") / "pinned.json"
@@ -89,6 +90,12 @@ def events_of() -> dict[str, list[str]]:
     }
 
 
+def artifacts() -> list[str]:
+    """Return the keys of the artifacts of a release of 3290/qapm-api; a batch's has its plan's digest."""
+    result = ReleaseResult(outcome=Outcome.RELEASED, app_id=3290, deployment="qapm-api", release_id="r")
+    return [artifact_key(result, kind) for kind in ("release", "plan", history.KEY)]
+
+
 def _is(found: object, kind: type) -> bool:
     return inspect.isclass(found) and issubclass(found, kind) and not inspect.isabstract(found)
 
@@ -114,6 +121,7 @@ async def collected() -> dict[str, Any]:
         "MCP tools": await tools(),
         "blocks": {each.get_block_type_slug(): sorted(each.model_fields) for each in saved},
         "events": events_of(),
+        "artifacts": artifacts(),
     }
 
 
