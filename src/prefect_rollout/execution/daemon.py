@@ -50,12 +50,7 @@ _LONGEST_LINE = 1024
 
 
 class Daemon:
-    """The daemon, to which clients connect at its endpoint.
-
-    Args:
-        home: its folder.
-        listener: the socket of its server.
-    """
+    """The daemon, in the folder `home`, to which clients connect; its server listens on `listener`."""
 
     def __init__(self, home: Path, listener: socket.socket) -> None:
         self._home = home

@@ -22,12 +22,7 @@ ORDER BY 1
 
 
 def tell_once(say: Callable[[str], None], home: Path = HOME) -> None:
-    """Report once per user that an earlier version left something in the user's Prefect home.
-
-    Args:
-        say: called with the report.
-        home: folder of the daemon, in which a file marks that it was reported.
-    """
+    """Report once per user, by a file in `home`, what an earlier version left in the user's Prefect home."""
     if (reported := home / _REPORTED).exists():
         return
     from prefect.settings import PREFECT_HOME

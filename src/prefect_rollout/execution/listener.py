@@ -93,11 +93,8 @@ async def serve(app: Any, listening: socket.socket) -> None:
 def _without_traceback(record: logging.LogRecord) -> bool:
     """Log a client that disconnects within its request as one line."""
     if record.exc_info and isinstance(record.exc_info[1], ClientDisconnect):
-        record.msg, record.args, record.exc_info = (
-            "A client disconnected before its request was complete",
-            (),
-            None,
-        )
+        record.msg, record.args = "A client disconnected before its request was complete", ()
+        record.exc_info = None
         record.levelno, record.levelname = logging.WARNING, "WARNING"
     return True
 

@@ -19,12 +19,7 @@ _END_SECONDS = 10
 
 
 def start(listener: socket.socket, log: IO[bytes]) -> "subprocess.Popen[bytes]":
-    """Start the server on a listening socket. It ends with this process, too.
-
-    Args:
-        listener: the socket.
-        log: file for the server's output.
-    """
+    """Start the server on a listening socket, with its output in `log`. It ends with this process, too."""
     command = [sys.executable, "-m", __name__]
     if sys.platform == "win32":
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log)  # noqa: S603
@@ -49,11 +44,7 @@ class OwnPages:
     """Middleware that refuses requests from pages other than the server's own.
 
     A page in the user's browser can reach the server under another name (DNS rebinding), which the Host
-    header shows. Any other page has another origin.
-
-    Args:
-        app: an ASGI application.
-        address: `host:port` of the server.
+    header shows. Any other page has another origin. `address` is the `host:port` of the server.
     """
 
     def __init__(self, app: Any, address: str) -> None:

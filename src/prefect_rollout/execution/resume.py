@@ -55,7 +55,8 @@ async def resume(run_id: UUID) -> State[ReleaseResult | BatchResult]:
                 f"{', '.join(FLOWS)} can be continued here",
                 field="run_id",
             )
-        if run.state is not None and run.state.is_completed():
+        state = run.state
+        if state is not None and state.is_completed():
             raise InputError(
                 f"run_id: {one_line(run.name, 80)!r} has succeeded already",
                 advice="Start a new release if there is something to release; nothing was written.",
@@ -63,16 +64,16 @@ async def resume(run_id: UUID) -> State[ReleaseResult | BatchResult]:
             )
         # No worker takes a Pending run, so it belongs to this process. Only Cancelled needs force; without
         # it, Prefect admits one of two that continue the same run at once.
-        force = run.state is not None and run.state.type is StateType.CANCELLED
+        force = state is not None and state.type is StateType.CANCELLED
         pending: State[Any] = Pending()
-        if (
-            not (run.state is not None and run.state.is_final())
-            or (await client.set_flow_run_state(run_id, pending, force=force)).status
-            is not SetStateStatus.ACCEPT
-        ):
+        accepted = state is not None and state.is_final()
+        if accepted:
+            answer = await client.set_flow_run_state(run_id, pending, force=force)
+            accepted = answer.status is SetStateStatus.ACCEPT
+        if not accepted:
             raise InputError(
                 f"run_id: {one_line(run.name, 80)!r} has not ended: it is "
-                f"{one_line(run.state and run.state.name, 40)}",
+                f"{one_line(state and state.name, 40)}",
                 advice="Wait for its end, or cancel it. A run whose process was killed is marked Crashed "
                 "after some time without heartbeats.",
                 field="run_id",

@@ -200,13 +200,10 @@ class Template(CamelCase):
             rest = digest(pods)
         except UnreadableTemplateError as error:
             problem = error.problem
-        return Revision(
-            id=self.id,
-            images=images,
-            digest=rest,
-            problem=problem,
-            made_by=self.made_by,
-        )
+        # The id of the release that created the template ends its description.
+        mark = re.search(rf"{re.escape(release_mark(''))}(\S+)\Z", self.description or "")
+        made_by = mark[1] if mark else None
+        return Revision(id=self.id, images=images, digest=rest, problem=problem, made_by=made_by)
 
     @property
     def listed(self) -> ListedRevision:
@@ -217,12 +214,6 @@ class Template(CamelCase):
             author=self.user or "",
             note=self.description or "",
         )
-
-    @property
-    def made_by(self) -> str | None:
-        """Return the id of the release that created the template, from the description."""
-        found = re.search(rf"{re.escape(release_mark(''))}(\S+)\Z", self.description or "")
-        return found[1] if found else None
 
 
 def release_mark(release_id: str) -> str:

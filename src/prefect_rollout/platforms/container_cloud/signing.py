@@ -66,18 +66,11 @@ class StarkHmacSigner(httpx.Auth):
         path, _, query = request.url.raw_path.decode("ascii").partition("?")
         date = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
         nonce = secrets.token_urlsafe(24)
-        signed = signature(
-            self._secret_key,
-            string_to_sign(
-                method=request.method,
-                path=path,
-                query=query,
-                date=date,
-                nonce=nonce,
-                env=self._env,
-                body=request.content,
-            ),
+        method, body, env = request.method, request.content, self._env
+        text = string_to_sign(
+            method=method, path=path, query=query, date=date, nonce=nonce, env=env, body=body
         )
+        signed = signature(self._secret_key, text)
         request.headers["X-Stark-Date"] = date
         request.headers["X-Stark-Nonce"] = nonce
         request.headers["X-Stark-Env"] = self._env
