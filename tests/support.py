@@ -5,7 +5,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Generator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +15,7 @@ import httpx
 import psutil
 
 import forked
+from prefect_rollout.errors import RolloutError
 from prefect_rollout.platforms.container_cloud.signing import StarkHmacSigner
 from prefect_rollout.simulator import SimulatorServer
 
@@ -26,6 +27,14 @@ async def eventually(condition: Callable[[], Awaitable[bool]], seconds: float = 
     async with asyncio.timeout(seconds):
         while not await condition():  # noqa: ASYNC110 - it comes true elsewhere
             await asyncio.sleep(0.1)
+
+
+def kinds(base: type[RolloutError]) -> Iterator[type[RolloutError]]:
+    """Yield an error class of this package and all below it."""
+    if base.__module__.startswith("prefect_rollout."):
+        yield base
+    for kind in base.__subclasses__():
+        yield from kinds(kind)
 
 
 def free_port() -> int:

@@ -7,11 +7,10 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Failed
 
-from prefect_rollout import errors
+from prefect_rollout.batch.errors import BatchFailedError
 from prefect_rollout.batch.result import BatchResult, Row, Stage, aftermath_of_batch
 from prefect_rollout.errors import (
     AuthenticationError,
-    BatchFailedError,
     ConfigurationError,
     ConflictError,
     DeploymentNotFoundError,
@@ -40,6 +39,7 @@ from prefect_rollout.release.request import Action
 from prefect_rollout.release.result import ClusterResult, Outcome, ReleaseResult
 from prefect_rollout.verdict.diagnosis import Category, Diagnosis
 from prefect_rollout.verdict.verdict import ClusterVerdict, Ending, Verdict
+from support import kinds
 
 
 def cluster(name: str = "c1", **changes: Any) -> ClusterResult:
@@ -225,10 +225,8 @@ def test_no_retry_is_offered_where_none_can_help(error: RolloutError) -> None:
 
 
 def test_no_advice_speaks_of_a_retry_by_itself() -> None:
-    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type)]
-    for kind in kinds:
-        if issubclass(kind, RolloutError):
-            assert "etry" not in kind.advice, kind
+    for kind in kinds(RolloutError):
+        assert "etry" not in kind.advice, kind
     assert [each for each in Category if "etry" in Diagnosis.of(each).resolution] == []
 
 

@@ -10,9 +10,10 @@ from prefect import tags
 from prefect.client.schemas.objects import FlowRun
 from pydantic import SecretStr, ValidationError
 
+from prefect_rollout.batch.errors import PlanError
 from prefect_rollout.batch.plan import Plan
 from prefect_rollout.blocks import ContainerCloud
-from prefect_rollout.errors import ConfigurationError, InputError, PlanError
+from prefect_rollout.errors import ConfigurationError, InputError
 from prefect_rollout.flows import deploy_batch, deploy_latest_image, rollback
 from prefect_rollout.mcp.policy import Policy
 from prefect_rollout.release.images import allows, registry_patterns, usable_pattern

@@ -30,14 +30,13 @@ from prefect.exceptions import Pause
 from prefect.flow_engine import run_flow
 from prefect.states import Cancelling, Crashed, Pending
 
+from prefect_rollout.batch.errors import BatchFailedError, PlanError
 from prefect_rollout.batch.result import BatchResult, Stage
 from prefect_rollout.errors import (
-    BatchFailedError,
     ConfigurationError,
     InputError,
     NotApprovedError,
     PlanChangedError,
-    PlanError,
     ReleaseCancelledError,
     RolloutError,
 )

@@ -1,9 +1,9 @@
-import inspect
 import pickle
 import re
 
 import pytest
 
+import prefect_rollout.batch.errors  # noqa: F401 - a part of the tree
 from prefect_rollout import errors
 from prefect_rollout.errors import (
     ContainerNotFoundError,
@@ -19,8 +19,9 @@ from prefect_rollout.platforms.container_cloud.payloads import ClusterStatus
 from prefect_rollout.verdict.expected import Expected
 from prefect_rollout.verdict.judge import judge
 from prefect_rollout.verdict.status import Observation
+from support import kinds
 
-TREE = [kind for _, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, RolloutError)]
+TREE = list(kinds(RolloutError))
 
 
 def test_the_tree_is_as_drawn() -> None:

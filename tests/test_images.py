@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prefect_rollout.batch.errors import PlanError
 from prefect_rollout.batch.plan import load_plan
-from prefect_rollout.errors import InputError, PlanError
+from prefect_rollout.errors import InputError
 from prefect_rollout.release.images import Reference, is_reference, usable_image
 from prefect_rollout.release.request import ReleaseRequest
 from prefect_rollout.release.workload import Revision

@@ -68,6 +68,11 @@ def test_imports_run_one_way() -> None:
     assert wrong == []
 
 
+def test_no_module_is_longer_than_500_lines() -> None:
+    lengths = {name: len(file.read_text(encoding="utf-8").splitlines()) for name, file in MODULES.items()}
+    assert {name: length for name, length in lengths.items() if length > 500} == {}
+
+
 def test_no_module_imports_itself_by_way_of_others() -> None:
     graph = {name: set(imports(file)) - {name} for name, file in MODULES.items()}
     assert len(list(TopologicalSorter(graph).static_order())) >= len(MODULES)

@@ -31,6 +31,7 @@ from prefect_rollout.release.result import Outcome, ReleaseResult
 from prefect_rollout.runs import events, history
 from prefect_rollout.tasks.report_release import artifact_key
 from prefect_rollout.verdict import diagnosis
+from support import kinds
 
 PINNED = Path(__file__).with_name("data") / "pinned.json"
 
@@ -102,7 +103,6 @@ def _is(found: object, kind: type) -> bool:
 
 async def collected() -> dict[str, Any]:
     """Return all that is pinned."""
-    tree = [each for each in vars(errors).values() if _is(each, errors.RolloutError)]
     saved = [each for each in vars(blocks).values() if _is(each, Block)]
     return {
         "result": fields(ReleaseResult),
@@ -110,7 +110,7 @@ async def collected() -> dict[str, Any]:
         "plan": fields(ReleasePlan),
         "plan file": fields(Plan),
         "error": sorted(errors.InputError("x").to_dict()),
-        "errors": sorted(each.__name__ for each in tree),
+        "errors": sorted(each.__name__ for each in kinds(errors.RolloutError)),
         "outcomes": [each.value for each in Outcome],
         "actions": [each.value for each in Action],
         "exit codes": {outcome.value: code for outcome, code in EXIT_CODES.items()}

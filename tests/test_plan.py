@@ -14,9 +14,9 @@ from jsonschema import Draft202012Validator
 from pydantic import ValidationError
 
 from prefect_rollout.batch import plan as plan_module
+from prefect_rollout.batch.errors import PlanError
 from prefect_rollout.batch.plan import BatchRequest, Options, Plan, Release, load_plan
 from prefect_rollout.batch.yaml_lines import read_yaml
-from prefect_rollout.errors import PlanError
 from prefect_rollout.release.request import ReleaseRequest
 from prefect_rollout.verdict.diagnosis import Category
 

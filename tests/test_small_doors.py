@@ -12,7 +12,6 @@ from prefect import get_client, tags
 from prefect.states import Cancelled
 
 from prefect_rollout.errors import (
-    UNLISTED,
     ClusterNotFoundError,
     DeploymentNotFoundError,
     InputError,
@@ -28,6 +27,7 @@ from prefect_rollout.mcp.session import Session
 from prefect_rollout.mcp.untrusted import unlisted
 from prefect_rollout.platforms.container_cloud.exchange import cloud_identity
 from prefect_rollout.release import pod_diff
+from prefect_rollout.runs.labels import UNLISTED
 from prefect_rollout.runs.lock import lock_name
 from support import Cloud
 

@@ -15,8 +15,9 @@ from prefect.flow_engine import run_flow_async
 from prefect.states import AwaitingRetry
 from pydantic import SecretStr
 
+from prefect_rollout.batch.errors import PlanError
 from prefect_rollout.blocks import ContainerCloud, choose_target
-from prefect_rollout.errors import ConfigurationError, InputError, PlanError, RejectedError
+from prefect_rollout.errors import ConfigurationError, InputError, RejectedError
 from prefect_rollout.flows import deploy_batch, deploy_latest_image
 from prefect_rollout.mcp import deployments, flow_runs, policy, types
 from prefect_rollout.mcp.connection import opened

@@ -1,4 +1,4 @@
-"""All errors, as one tree.
+"""All errors, as one tree. Those of batches are in `prefect_rollout.batch.errors`.
 
 RolloutError
 ├── InputError                  a value of the caller cannot be used; no request was sent
@@ -49,17 +49,14 @@ of the run can end differently; code that offers a retry checks it, so no `advic
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any, ClassVar, Self, TypedDict
+from typing import Any, ClassVar
 
 from prefect_rollout.text import one_line, when
 from prefect_rollout.verdict.diagnosis import Category, Diagnosis
 from prefect_rollout.verdict.verdict import Verdict
 
-UNLISTED = "names-unlisted"
-"""Tag of a flow run whose errors do not list known names: its starter may not be allowed to see them."""
-
 # Data in the message; the rest of `data` is for programs.
-_SHOWN = {"status": "status", "code": "code", "request_id": "request id"}
+_SHOWN = ("status", "code", "request_id")
 
 
 class RolloutError(Exception):
@@ -97,25 +94,18 @@ class RolloutError(Exception):
         self.retry_after = retry_after
         self.data = {name: value for name, value in data.items() if value is not None}
         self.result: Any = None
-        self._live: str | None = None
+        self.live: str | None = None
         self.live_at: datetime | None = None
 
-    @property
-    def live(self) -> str | None:
-        """Revision that each cluster ran at `live_at`; `None` if it was not read."""
-        return self._live
-
-    @live.setter
-    def live(self, live: str | None) -> None:
-        self._live, self.live_at = live, datetime.now(UTC)
+    def saw(self, live: str | None) -> None:
+        """Record the revision that each cluster runs now; `None` if it cannot be read."""
+        self.live, self.live_at = live, datetime.now(UTC)
 
     def __str__(self) -> str:
         """Return `step: problem (status …, request id …). Advice. Live at …: ….`, on one line."""
         where = f"{self.step}: " if self.step else ""
-        known = [
-            f"{label} {one_line(self.data[name], 80)}" for name, label in _SHOWN.items() if name in self.data
-        ]
-        circumstances = f" ({', '.join(known)})" if known else ""
+        known = {key.replace("_", " "): one_line(self.data[key], 80) for key in _SHOWN if key in self.data}
+        circumstances = f" ({', '.join(f'{key} {value}' for key, value in known.items())})" if known else ""
         live = f" Live at {when(self.live_at)}: {self.live}." if self.live else ""
         advice = f"{self.advice} {self.next_step}".rstrip()
         return f"{where}{self.problem}{circumstances}. {self._detail}{advice}{live}"
@@ -172,51 +162,6 @@ class InputError(RolloutError):
 
     category = Category.INVALID_INPUT
     advice = "Correct the value and start again; nothing was written."
-
-
-class Mistake(TypedDict):
-    """One mistake of a plan."""
-
-    line: int | None  # line of the file, from 1; None if there is no file
-    field: str  # path such as releases.3.app_id, counted from 0; empty for the whole plan
-    problem: str  # a clause
-
-
-class PlanError(InputError):
-    """A plan of releases has mistakes; nothing was started. `data["mistakes"]` has every `Mistake`."""
-
-    advice = "Correct the plan and start again; nothing was started."
-    shown: ClassVar[int] = 100  # the most that a screen or log can show; `data` has all
-
-    @classmethod
-    def of(cls, mistakes: Sequence[Mistake], plan: str = "the plan") -> Self:
-        """Return the error for the mistakes of `plan`, such as `the plan release.yaml`."""
-        safe = [
-            Mistake(
-                line=mistake["line"],
-                field=one_line(mistake["field"], 200),
-                problem=one_line(mistake["problem"]),
-            )
-            for mistake in mistakes
-        ]
-        count = "a mistake" if len(safe) == 1 else f"{len(safe)} mistakes"
-        return cls(f"{one_line(plan)} has {count}", mistakes=safe)
-
-    def __str__(self) -> str:
-        """Return `problem:`, then one line for each mistake, then the advice."""
-        mistakes: list[Mistake] = self.data.get("mistakes", [])
-        if not mistakes:
-            return super().__str__()
-        where = f"{self.step}: " if self.step else ""
-        lines = [f"{where}{self.problem}:"]
-        for mistake in mistakes[: self.shown]:
-            line = f"line {mistake['line']}" if mistake["line"] else ""
-            lines.append(
-                "  " + ": ".join(part for part in (line, mistake["field"], mistake["problem"]) if part)
-            )
-        if len(mistakes) > self.shown:
-            lines.append(f"  and {len(mistakes) - self.shown} more")
-        return "\n".join([*lines, self.advice])
 
 
 class ConfigurationError(RolloutError):
@@ -433,15 +378,13 @@ class LockedError(RolloutError):
         waited = f" for {waited_seconds:.0f} s" if waited_seconds else ""
         if holder:
             return cls(f"another release holds this deployment{waited}: {holder}", locks=list(locks))
-        return cls(
-            f"this deployment is locked{waited}, and no release that runs holds it",
-            advice=(
-                "A killed release frees it within a minute. If it stays locked, the Prefect server has "
-                "lost the lease: set PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE to a storage that lasts, and "
-                f"run `prefect gcl update '{locks[0]}' --active-slots 0`."
-            ),
-            locks=list(locks),
+        advice = (
+            "A killed release frees it within a minute. If it stays locked, the Prefect server has lost the "
+            "lease: set PREFECT_SERVER_CONCURRENCY_LEASE_STORAGE to a storage that lasts, and run "
+            f"`prefect gcl update '{locks[0]}' --active-slots 0`."
         )
+        problem = f"this deployment is locked{waited}, and no running release holds it"
+        return cls(problem, advice=advice, locks=list(locks))
 
 
 class WindowClosedError(RolloutError):
@@ -450,8 +393,8 @@ class WindowClosedError(RolloutError):
     category = Category.WINDOW_CLOSED
     passes = True
     advice = (
-        "Wait until the window is open; or start again with window_wait_seconds, to wait for that, "
-        "or with the reason why it cannot wait as break_glass."
+        "Start again when the window is open, or with window_wait_seconds to wait for it. "
+        "If the release cannot wait, give the reason as break_glass."
     )
 
 
@@ -459,7 +402,7 @@ class PlanChangedError(RolloutError):
     """The plan of the release has changed. `data` has `plan_hash` and `expect_plan`."""
 
     category = Category.CONFLICT
-    advice = "Make a dry run again, and look at what it shows; nothing was written."
+    advice = "Nothing was written. Make a new dry run and check its plan."
 
 
 class LockLostError(RolloutError):
@@ -468,21 +411,6 @@ class LockLostError(RolloutError):
     category = Category.LOCKED
     passes = True
     advice = "See whether another process continues this run."
-
-
-class BatchFailedError(RolloutError):
-    """Not all releases of a batch succeeded. `batch` has a row for each."""
-
-    category = Category.BATCH
-    advice = (
-        "Fix the causes that the releases name; a new batch of the same plan with only_failed leaves out "
-        "what was released."
-    )
-
-    @property
-    def may_pass(self) -> bool:
-        """True if any of its releases can end differently."""
-        return self.result is not None and self.result.may_pass
 
 
 class UnforeseenError(RolloutError):
@@ -523,10 +451,7 @@ class ReleaseFailedError(ReleaseError):
 class ReleaseTimedOutError(ReleaseError):
     """Not all new pods were ready within the allowed polls."""
 
-    advice = (
-        "Look at the named pods' events in the cloud's console; if they only need longer, "
-        "start again with more polls."
-    )
+    advice = "Check the events of the named pods. If they only need longer, start again with more polls."
 
 
 class RollbackFailedError(ReleaseError):

@@ -34,6 +34,7 @@ from pydantic import (
     model_validator,
 )
 
+from prefect_rollout.batch.errors import Mistake, PlanError
 from prefect_rollout.batch.mistakes import (
     between_releases,
     default_name,
@@ -43,7 +44,7 @@ from prefect_rollout.batch.mistakes import (
 )
 from prefect_rollout.batch.yaml_lines import Document, read_yaml
 from prefect_rollout.batch.yaml_lines import Path as FieldPath
-from prefect_rollout.errors import InputError, Mistake, PlanError
+from prefect_rollout.errors import InputError
 from prefect_rollout.ids import Id
 from prefect_rollout.release.request import (
     DAY,

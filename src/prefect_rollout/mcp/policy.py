@@ -7,8 +7,9 @@ from typing import Annotated, Any, NoReturn
 
 from cyclopts import Parameter
 
-from prefect_rollout.errors import UNLISTED, ConfigurationError, InputError
+from prefect_rollout.errors import ConfigurationError, InputError
 from prefect_rollout.release.images import ALLOW, RAN_BEFORE, allows, registry_patterns, usable_pattern
+from prefect_rollout.runs.labels import UNLISTED
 from prefect_rollout.text import one_line
 
 _ALLOW = "PREFECT_ROLLOUT_MCP_ALLOW_"

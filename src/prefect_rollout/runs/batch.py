@@ -14,12 +14,12 @@ from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.exceptions import Abort, MissingResult, Pause, PrefectException, TerminationSignal
 
+from prefect_rollout.batch.errors import BatchFailedError
 from prefect_rollout.batch.plan import BatchRequest, Plan, Release
 from prefect_rollout.batch.result import BatchResult, Row, Stage, hash_of, show
 from prefect_rollout.blocks import choose_target
 from prefect_rollout.blocks.target import Chosen
 from prefect_rollout.errors import (
-    BatchFailedError,
     ConfigurationError,
     InputError,
     LockLostError,

@@ -153,5 +153,5 @@ def _error(
     else:
         return None
     if live is not None:
-        error.live = live
+        error.saw(live)
     return error

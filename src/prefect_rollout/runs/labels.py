@@ -1,6 +1,5 @@
 """Labels and tags that this package adds to flow runs for its own use."""
 
-from prefect_rollout.errors import UNLISTED
 from prefect_rollout.release.images import ALLOW
 
 CLOUD, TARGET = "rollout.cloud", "rollout.target"
@@ -20,6 +19,9 @@ TRIGGER = "trigger:"
 
 BATCH_TAG = "batch:"
 """Prefix of the tag of a batch's releases; the id of the batch's run follows."""
+
+UNLISTED = "names-unlisted"
+"""Tag of a run whose errors do not list known names: its starter may not be allowed to see them."""
 
 INHERITED = (ALLOW, UNLISTED)
 """Prefixes of the tags that a batch's run passes on to its releases."""

@@ -168,7 +168,7 @@ async def _observed(run: Run, work: Callable[[], Awaitable[None]], steps: Steps)
         run.failed(error)
         if run.result.wrote:
             await run.look()
-            error.live = run.result.live
+            error.saw(run.result.live)
         raise
     except (asyncio.CancelledError, TerminationSignal):
         steps.stop()

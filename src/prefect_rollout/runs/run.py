@@ -27,14 +27,7 @@ from prefect_rollout.release.replicas import Replicas, kept, released
 from prefect_rollout.release.request import Action, Request
 from prefect_rollout.release.result import ClusterResult, Outcome, ReleaseResult
 from prefect_rollout.release.revisions import Event, Record
-from prefect_rollout.release.workload import (
-    Baseline,
-    Chosen,
-    Placement,
-    Published,
-    Revision,
-    Workload,
-)
+from prefect_rollout.release.workload import Baseline, Chosen, Placement, Published, Revision, Workload
 from prefect_rollout.runs import events
 from prefect_rollout.runs.admission import WayBack, admit
 from prefect_rollout.runs.conflicts import nothing_between, still_online

@@ -15,8 +15,9 @@ from prefect.exceptions import MissingContextError
 from prefect.logging import get_logger
 from prefect.tasks import exponential_backoff
 
-from prefect_rollout.errors import UNLISTED, NotFoundError, RolloutError
+from prefect_rollout.errors import NotFoundError, RolloutError
 from prefect_rollout.release.progress import Progress, tell
+from prefect_rollout.runs.labels import UNLISTED
 from prefect_rollout.settings import patience
 
 P = ParamSpec("P")
