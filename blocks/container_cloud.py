@@ -85,17 +85,17 @@ class ContainerCloud(TargetBlock):
         description="PEM file of certificates to trust instead of the system's, on every worker.",
     )
     connect_timeout_seconds: Seconds = Field(
-        default=5, title="Connect time-out", description="Seconds for a connection to be made."
+        default=5, title="Connect time-out", description="Timeout for a connection, in seconds."
     )
     request_timeout_seconds: Seconds = Field(
         default=30,
         title="Request time-out",
-        description="Seconds for a whole exchange, from the request to the answer's last byte.",
+        description="Timeout for a request, until the last byte of its answer, in seconds.",
     )
     paths: dict[str, str] = Field(
         default_factory=dict,
         title="Paths",
-        description='Paths that differ from the contract\'s, by call: {"app": "/v2/apps/{app_id}"}.',
+        description='API paths that differ from the contract, by call: {"app": "/v2/apps/{app_id}"}.',
     )
     signer: str = Field(
         default=_SIGNER,
@@ -105,7 +105,7 @@ class ContainerCloud(TargetBlock):
     allow_plain_http: bool = Field(
         default=False,
         title="Allow plain HTTP",
-        description="Whether api_url may be http:// on another machine, where others can read along.",
+        description="Allow http:// for another host. Anyone on the network can read such requests.",
     )
 
     @field_validator("key_id", "secret_key")
@@ -154,13 +154,12 @@ class ContainerCloud(TargetBlock):
         except ValueError:
             host, url = None, urlsplit("")
         if url.scheme not in {"http", "https"} or not host or url.query or url.fragment:
-            raise ValueError("api_url: must be https://host, with a port and a path if need be")
+            raise ValueError("api_url: must be https://host, with an optional port and path")
         if url.username is not None or url.password is not None:
-            raise ValueError("api_url: must hold no user name and no password")
+            raise ValueError("api_url: must not contain a user name or password")
         if url.scheme == "http" and not self.allow_plain_http and not _loopback(host):
             raise ValueError(
-                "api_url: plain http:// would let others read along; "
-                "use https://, or set allow_plain_http if you must"
+                "api_url: anyone on the network can read plain http://; use https://, or set allow_plain_http"
             )
         return self
 
@@ -182,7 +181,7 @@ class ContainerCloud(TargetBlock):
             mistake = first_mistake(error)
             raise ConfigurationError(
                 f"the environment's K8S_ variables make no block: {mistake}",
-                advice="Set K8S_KEY_ID and K8S_SECRET_KEY, and K8S_API_URL where it is not the default.",
+                advice="Set K8S_KEY_ID and K8S_SECRET_KEY, and K8S_API_URL if it is not the default.",
             ) from None
 
     @property

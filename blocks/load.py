@@ -39,7 +39,7 @@ async def load(kind: type[B], name: str, *, field: str) -> B | None:
         if isinstance(error.__cause__, ObjectNotFound):
             return None
         raise ConfigurationError(
-            f"{field}: the Prefect API did not give the block {block}: {type(error).__name__}",
+            f"{field}: the Prefect API did not return the block {block}: {type(error).__name__}",
             advice="Check PREFECT_API_URL and that the Prefect server runs.",
             retryable=True,
         ) from error

@@ -33,7 +33,7 @@ class TargetBlock(CredentialsBlock, ABC):
         default="default",
         pattern=r"^[a-z0-9-]*$",
         title="Release windows",
-        description="Name of the release-windows block that its releases obey; empty for none.",
+        description="Name of the release-windows block that applies to its releases; empty for none.",
     )
 
     allowed_images: list[str] = Field(

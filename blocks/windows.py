@@ -39,7 +39,7 @@ class ReleaseWindows(Block):
 
     _block_type_name: ClassVar[str] = "Release Windows"
     _block_type_slug: ClassVar[str] = "release-windows"
-    _description = "When releases of apps and clusters may start, and when not: freezes and open hours."
+    _description = "Times at which releases of apps and clusters may start: freezes and open hours."
     _logo_url = HttpUrl(
         "https://cdn.sanity.io/images/3ugk85nk/production/"
         "2d0b896006ad463b49c28aaac14f31e00e32cfab-250x250.png"
@@ -63,7 +63,7 @@ class ReleaseWindows(Block):
     rollback_exempt: bool = Field(
         default=True,
         title="Rollbacks at any time",
-        description="Whether a rollback may start where a window is closed.",
+        description="Allow rollbacks while a window is closed.",
     )
 
     @field_validator("timezone")

@@ -50,7 +50,7 @@ async def publish(
     """Publish as `publish_deployment` does; `key` is the idempotency key of the write."""
     async with open_target(target) as platform:
         if done := await _took_effect(platform, workload, change, cluster, over):
-            run_logger().info("%s runs this release already: not published again", one_line(cluster))
+            run_logger().info("%s already runs this release: not published again", one_line(cluster))
             return Published(applied=done)
         status = (await platform.status(workload, [cluster])).get(cluster)
         writing = platform.apply(workload, cluster, change, replicas=replicas, over=over, key=key)

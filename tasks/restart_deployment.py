@@ -32,7 +32,7 @@ async def restart_deployment(
         if may_have_run_before():
             now = (await platform.status(workload, [cluster])).get(cluster)
             if now is not None and _restarted(now, before):
-                run_logger().info("%s has restarted already: not asked again", one_line(cluster))
+                run_logger().info("%s is already restarted: not restarted again", one_line(cluster))
                 return Published(applied=Applied(revision=online))
         key = f"{release_id}:restart:{cluster}"
         applied = await guard.write(platform.restart(workload, cluster, online=online, key=key))

@@ -29,7 +29,7 @@ async def scale_deployment(
         if may_have_run_before():
             now = (await platform.status(workload, [cluster])).get(cluster)
             if now is not None and now.desired == replicas:
-                run_logger().info("%s has %d replicas already: not asked again", one_line(cluster), replicas)
+                run_logger().info("%s has %d replicas already: not scaled again", one_line(cluster), replicas)
                 return Published(applied=Applied(revision=online))
         key = f"{release_id}:scale:{cluster}"
         applied = await guard.write(platform.scale(workload, cluster, replicas, online=online, key=key))

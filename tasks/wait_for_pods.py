@@ -109,7 +109,7 @@ async def _watch(
                     raise _error(verdict, error, look.at - started)
                 if not error and explained != (explained := verdict.explain()):
                     logger.info("Waiting: %s", explained)
-    raise RuntimeError("the platform stopped to observe the rollout")
+    raise RuntimeError("the watch ended before the rollout did")
 
 
 def _error(verdict: Verdict, unanswered: PlatformError | None, seconds: float) -> ReleaseError:

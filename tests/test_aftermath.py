@@ -90,7 +90,7 @@ def result(*clusters: ClusterResult, **changes: Any) -> ReleaseResult:
         ),
         (
             result(cluster(template=None, published=None)),
-            "it is not known what an earlier try published to c1, and the cloud continues with it",
+            "an earlier attempt may have published to c1, and the cloud continues with it",
             "Roll back to undo it.",
         ),
         (

@@ -267,7 +267,7 @@ async def test_a_failing_image_is_explained_cancelled_retried_and_rolled_back(
         cancelled = await user.call("cancel_release", flow_run_id=first["flow_run_id"])
         assert (cancelled["state"], cancelled["outcome"]) == ("Cancelled", "cancelled")
         # As far as it had come by then.
-        assert "nothing more was written" in cancelled["verdict"] or "earlier try" in cancelled["verdict"]
+        assert "nothing more was written" in cancelled["verdict"] or "Earlier writes" in cancelled["verdict"]
 
         back = await user.planned(action="rollback", app_id=3290, deployment="bad-image")
         done = await user.call("rollback", **bad, confirm=back, wait_seconds=50)

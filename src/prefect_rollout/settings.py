@@ -99,8 +99,8 @@ class BatchSettings(_Settings):
         default=6,
         ge=1,
         le=500,
-        description="Releases of one process that begin at once, as far as the Prefect API is concerned; "
-        "waiting for pods does not count, and half as many may end meanwhile. An API on SQLite bears six.",
+        description="Releases of one process that may start at once; half as many may end at the same time. "
+        "Releases that wait for pods do not count. A Prefect API on SQLite handles six.",
     )
 
 

@@ -194,9 +194,7 @@ class Plan(Checked):
     soak_seconds: Seconds = Field(
         default=0, description="Seconds between the end of a wave and the start of the next."
     )
-    defaults: Options = Field(
-        default=Options(), description="Options of all releases that do not say otherwise."
-    )
+    defaults: Options = Field(default=Options(), description="Options of all releases that do not set them.")
 
     # The plan's source, for mistakes that are found later.
     _document: Document = PrivateAttr(default_factory=Document)

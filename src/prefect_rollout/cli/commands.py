@@ -139,7 +139,7 @@ app.command(
     "prefect_rollout.mcp.command:up",
     name="up",
     group=SERVERS,
-    help="Run a Prefect server with its UI, a runner and MCP.",
+    help="Run a Prefect server with its UI, a worker and the MCP server.",
 )
 
 

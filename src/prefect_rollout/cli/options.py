@@ -33,7 +33,7 @@ AsJson = Annotated[
         group=OUTPUT,
         negative="",
         show_default=False,
-        help="Print the result as one JSON object on standard output, and nothing else there.",
+        help="Print the result as one JSON object on standard output, and nothing else.",
     ),
 ]
 

@@ -139,7 +139,7 @@ async def _cancelled_early(api: Api, run: FlowRun) -> str:
     if before.is_paused():
         return "Cancelled while it waited for approval: nothing was written since it asked."
     if before.is_scheduled() or before.is_pending():
-        return "Cancelled before it continued: nothing more was written. What an earlier try wrote remains."
+        return "Cancelled before it continued: nothing more was written. Earlier writes remain."
     return ""
 
 

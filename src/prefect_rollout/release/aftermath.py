@@ -37,7 +37,7 @@ def aftermath_of_release(result: ReleaseResult, *, done: bool = False) -> Afterm
     if not written:
         if result.tries > 1 and not (result.clusters or result.dry_run):
             return Aftermath(
-                "nothing more was written; what an earlier try wrote is not known", _UNDO[result.action]
+                "nothing more was written; what an earlier attempt wrote is unknown", _UNDO[result.action]
             )
         made = result.template_id if result.action is Action.DEPLOY else None
         left = "nothing was written"
@@ -59,7 +59,7 @@ def _written(action: Action, cluster: ClusterResult) -> str:
     if action is Action.SCALE:
         return _surely(f"{cluster.replicas} pods were asked for in", cluster)
     if cluster.template is None:
-        return "it is not known what an earlier try published to"
+        return "an earlier attempt may have published to"
     back = cluster.online_known and not same_or_none(cluster.online, cluster.template)
     if cluster.published and back and same_or_none(cluster.online, cluster.template_before):
         return f"{template_name(cluster.online)} was put back in"

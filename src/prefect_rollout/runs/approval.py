@@ -46,13 +46,13 @@ _stays: ContextVar[bool] = ContextVar("stays", default=False)
 class Decision(RunInput):
     """The approval form and its answer."""
 
-    decision: Literal["approve", "reject"] = Field(description="Whether it may go ahead.")
+    decision: Literal["approve", "reject"] = Field(description="Approve or reject.")
     name: Annotated[
         str,
         Field(description="Who decides: your name.", min_length=1, max_length=200, pattern=r"\S"),
         AfterValidator(one_line),
     ]
-    comment: Annotated[str, Field(description="Why; kept in the report.", max_length=1000)] = ""
+    comment: Annotated[str, Field(description="Reason, shown in the report.", max_length=1000)] = ""
 
 
 def refuse_where_nobody_answers() -> None:

@@ -14,7 +14,7 @@ from prefect_rollout.verdict.expected import Expected
 def published_between(cluster: str, now: Id | None, before: Id | None) -> ConflictError:
     """Return the error for a cluster to which another release was published."""
     return ConflictError(
-        f"another release was published to {one_line(cluster, 80)} since this one was prepared: "
+        f"another release was published to {one_line(cluster, 80)} after this one was prepared: "
         f"{template_name(now)} is online there, and {template_name(before)} was",
         advice="Look at what is online there, and start a new release if it should change.",
         cluster=cluster,

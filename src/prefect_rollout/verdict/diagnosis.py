@@ -77,11 +77,11 @@ _WORDS: dict[Category, tuple[str, str]] = {
         "Do the config maps, secrets, volumes and the command that the template names exist there?",
     ),
     Category.UNSCHEDULABLE: (
-        "no node takes the pod",
+        "no node can run the pod",
         "Lower the template's requests, widen its affinity, or ask the operators for room in the cluster.",
     ),
     Category.QUOTA_EXCEEDED: (
-        "the namespace's quota does not suffice",
+        "the namespace's quota is exceeded",
         "Free or raise the namespace's quota.",
     ),
     Category.CONTAINER_NOT_READY: (
@@ -89,7 +89,7 @@ _WORDS: dict[Category, tuple[str, str]] = {
         "Does the readiness probe answer? If the app only needs longer, start again with more polls.",
     ),
     Category.POD_PENDING: (
-        "the pod is pending and nobody says why",
+        "the pod is pending and no reason is reported",
         "Look at the pod's events in the cloud's console: it waits for a node, an image or a volume.",
     ),
     Category.UNKNOWN_STATE: (
@@ -102,7 +102,7 @@ _WORDS: dict[Category, tuple[str, str]] = {
     ),
     Category.OLD_PODS_LEFT: (
         "old pods are still running",
-        "If the old pods only need longer to end, start again with more polls; else look what holds them.",
+        "If they only need longer to end, start again with more polls; otherwise find out what keeps them.",
     ),
     Category.NOT_OBSERVED: (
         "the cluster has not acted on the publish",
@@ -113,8 +113,8 @@ _WORDS: dict[Category, tuple[str, str]] = {
         "Can the cloud reach the cluster? Ask its operators, then look at the deployment in its console.",
     ),
     Category.UNCONFIRMED: (
-        "seen so once, and a second look has to agree",
-        "Start again with more polls, so that a second look can agree.",
+        "seen once; a second poll has to confirm it",
+        "Start again with more polls.",
     ),
     Category.REPLICAS_DIFFER: (
         "the number of pods differs from the desired replicas",
@@ -152,7 +152,7 @@ _WORDS: dict[Category, tuple[str, str]] = {
         "Check the network and the block's api_url.",
     ),
     Category.UNUSABLE_ANSWER: (
-        "the platform answered something else than its contract says",
+        "the platform's answer does not follow its contract",
         "Check that the block's api_url is the cloud's Open API and not a login page or a proxy.",
     ),
     Category.CANCELLED: (

@@ -127,7 +127,7 @@ def _judge_cluster(
         miss(category, text)
     confirmed = before is not None and before.seen is not None and set(before.seen) == set(verdict.seen)
     if not verdict.conditions and not verdict.strong and not confirmed:
-        miss(Category.UNCONFIRMED, "seen once, a second look has to agree")
+        miss(Category.UNCONFIRMED, "seen once; a second poll has to confirm it")
     return verdict
 
 
