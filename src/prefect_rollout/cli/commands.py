@@ -222,25 +222,25 @@ def init(
 async def _init(pool_type: str, batches: int | None, *, local: bool) -> dict[str, Any]:
     from prefect import get_client
 
-    from prefect_rollout.execution import setup
+    from prefect_rollout.execution import daemon, setup
 
     api = prefect_api.api_in_use()
     say(f"Prefect API: {api}")
     done = []
     async with get_client() as client:
-        async for each in setup.apply(client, pool_type, batches):
+        # The local server has a pool of its own, whose worker runs in its daemon.
+        async for each in setup.apply(client, daemon.POOL if local else setup.POOL, pool_type, batches):
             fields = f" ({', '.join(each.fields)})" if each.fields else ""
             say(f"{each.change:<9}  {each.kind} {each.name}{fields}")
             done.append(each._asdict())
-    worker = f"{program('prefect')} worker start --pool {setup.POOL}"
     if local:
-        say(f"Next: keep this server running with `{program('prefect-rollout')} up`, and start a worker:")
-        password = shlex.quote(str(endpoint.HOME / endpoint.PASSWORD))
-        worker = f'PREFECT_API_URL={api} PREFECT_API_AUTH_STRING="$(cat {password})" {worker}'
+        following = f"{program('prefect-rollout')} up"
+        say("Next: keep the local server and its worker running:")
     else:
+        following = f"{program('prefect')} worker start --pool {setup.POOL}"
         say("Next: start a worker, on any machine with prefect-rollout installed:")
-    say(f"  {worker}")
-    return {"prefect_api": api, "done": done, "next": worker}
+    say(f"  {following}")
+    return {"prefect_api": api, "done": done, "next": following}
 
 
 @app.command(group=SETUP, sort_key=4)

@@ -53,12 +53,13 @@ def _compare(kind: str, name: str, before: Mapping[str, Any] | None, after: Mapp
     return Done(kind, name, "updated" if fields else "unchanged", fields)
 
 
-async def apply(client: PrefectClient, pool_type: str, batches: int | None) -> AsyncIterator[Done]:
+async def apply(client: PrefectClient, pool: str, pool_type: str, batches: int | None) -> AsyncIterator[Done]:
     """Create or update everything, and yield each object when it is done.
 
     Args:
         client: client of the Prefect API.
-        pool_type: type of the work pool.
+        pool: name of the work pool.
+        pool_type: its type.
         batches: concurrency limit of the queue of batches; `None` keeps the limit that it has.
 
     Raises:
@@ -66,21 +67,21 @@ async def apply(client: PrefectClient, pool_type: str, batches: int | None) -> A
         ConfigurationError: the work pool has another type, or the API did not answer.
     """
     with translate_errors():
-        pool = await _work_pool(client, pool_type)
-        yield pool
-        for queue in await _queues(client, batches, new=pool.change == "created"):
+        done = await _work_pool(client, pool, pool_type)
+        yield done
+        for queue in await _queues(client, pool, batches, new=done.change == "created"):
             yield queue
         for block in (ContainerCloud, ReleaseWindows):
             yield await _block_type(client, block)
         for definition in yaml.safe_load((_PACKAGE / "prefect.yaml").read_text(encoding="utf-8"))[
             "deployments"
         ]:
-            yield await _deployment(client, definition)
+            yield await _deployment(client, pool, definition)
 
 
-async def _work_pool(client: PrefectClient, pool_type: str) -> Done:
+async def _work_pool(client: PrefectClient, name: str, pool_type: str) -> Done:
     try:
-        pool = await client.read_work_pool(POOL)
+        pool = await client.read_work_pool(name)
     except ObjectNotFound:
         template = (
             RolloutWorker.get_default_base_job_template()
@@ -93,23 +94,28 @@ async def _work_pool(client: PrefectClient, pool_type: str) -> Done:
                 advice=f"There are: {', '.join(await get_available_work_pool_types())}.",
                 field="type",
             ) from None
-        await client.create_work_pool(WorkPoolCreate(name=POOL, type=pool_type, base_job_template=template))
-        return Done("work pool", POOL, "created", [])
+        await client.create_work_pool(WorkPoolCreate(name=name, type=pool_type, base_job_template=template))
+        return Done("work pool", name, "created", [])
     if pool.type != pool_type:
         raise ConfigurationError(
-            f"the work pool {POOL} has the type {one_line(pool.type, 80)}, not {one_line(pool_type, 80)}, "
+            f"the work pool {name} has the type {one_line(pool.type, 80)}, not {one_line(pool_type, 80)}, "
             "and a work pool cannot change its type",
-            advice=f"Use it with `--type {one_line(pool.type, 80)}`, or delete it with "
-            f"`prefect work-pool delete {POOL}` and start again.",
+            advice=f"Keep it with `--type {one_line(pool.type, 80)}`"
+            # The pool of the local server belongs to its daemon.
+            + (
+                f", or delete it with `prefect work-pool delete {name}` and start again."
+                if name == POOL
+                else "."
+            ),
         )
-    return Done("work pool", POOL, "unchanged", [])
+    return Done("work pool", name, "unchanged", [])
 
 
-async def _queues(client: PrefectClient, batches: int | None, *, new: bool) -> list[Done]:
+async def _queues(client: PrefectClient, pool: str, batches: int | None, *, new: bool) -> list[Done]:
     async def read() -> dict[str, dict[str, Any]]:
         return {
             queue.name: {"priority": queue.priority, "concurrency_limit": queue.concurrency_limit}
-            for queue in await client.read_work_queues(work_pool_name=POOL)
+            for queue in await client.read_work_queues(work_pool_name=pool)
         }
 
     before = {} if new else await read()
@@ -119,12 +125,12 @@ async def _queues(client: PrefectClient, batches: int | None, *, new: bool) -> l
         wanted = {"priority": priority} | ({"concurrency_limit": limit} if name == "batches" else {})
         found = (await read()).get(name)
         if found is None:
-            await client.create_work_queue(name, work_pool_name=POOL, **wanted)
+            await client.create_work_queue(name, work_pool_name=pool, **wanted)
         elif found != found | wanted:
             await client.request(
                 "PATCH",
                 "/work_pools/{work_pool_name}/queues/{name}",
-                path_params={"work_pool_name": POOL, "name": name},
+                path_params={"work_pool_name": pool, "name": name},
                 json=wanted,
             )
     after = await read()
@@ -147,8 +153,8 @@ async def _block_type(client: PrefectClient, block: type[Block]) -> Done:
     return _compare("block type", slug, before, await read() or {})
 
 
-async def _deployment(client: PrefectClient, definition: dict[str, Any]) -> Done:
-    name, entrypoint, pool = (definition[key] for key in ("name", "entrypoint", "work_pool"))
+async def _deployment(client: PrefectClient, pool: str, definition: dict[str, Any]) -> Done:
+    name, entrypoint = definition["name"], definition["entrypoint"]
     module, _, function = entrypoint.rpartition(".")
     flow = getattr(importlib.import_module(module), function)
     wanted = {
@@ -158,8 +164,8 @@ async def _deployment(client: PrefectClient, definition: dict[str, Any]) -> Done
         "parameters": definition.get("parameters", {}),
         "entrypoint": entrypoint,
         "pull_steps": definition["pull"],
-        "work_pool_name": pool["name"],
-        "work_queue_name": pool["work_queue_name"],
+        "work_pool_name": pool,
+        "work_queue_name": definition["work_pool"]["work_queue_name"],
         "enforce_parameter_schema": True,
         "parameter_openapi_schema": parameter_schema(flow).model_dump(mode="json", exclude_unset=True),
     }
