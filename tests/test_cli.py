@@ -60,7 +60,7 @@ def test_help_names_the_commands(tmp_path: Path) -> None:
     shown = executed("--help", home=tmp_path)
     assert shown.returncode == 0
     for command in (
-        *("demo", "simulate", "configure"),
+        *("demo", "simulate", "configure", "init"),
         *("deploy", "batch", "rollback", "restart", "scale", "retry"),
         "history",
     ):

@@ -1,5 +1,6 @@
-"""`prefect.yaml`, as an operator applies it: deploy, a process worker, a run from the API."""
+"""`prefect.yaml`, as an operator applies it: init, a process worker, a run from the API."""
 
+import os
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -20,11 +21,12 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 from prefect.states import AwaitingRetry, Cancelling, Pending
 from prefect.types.entrypoint import EntrypointType
 
+import forked
 from prefect_rollout.execution.worker import RolloutWorker, _heartbeats
 from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.release.result import ReleaseResult
 from prefect_rollout.runs import zombies
-from support import Cloud, eventually, kill_tree, prefect, served, worker
+from support import BIN, Cloud, eventually, kill_tree, served, worker
 from tap import tapped
 
 
@@ -50,10 +52,10 @@ SLOWEST = 0.01
 
 @pytest.fixture(scope="module")
 def applied(prefect_server: str) -> None:
-    """Apply prefect.yaml to the server, as an operator does."""
-    made = httpx.post(f"{prefect_server}/work_pools/", json={"name": "rollout", "type": "process"})
-    assert made.status_code in {httpx.codes.CREATED, httpx.codes.CONFLICT}, made.text
-    prefect(prefect_server, "--no-prompt", "deploy", "--all")
+    """Set up the server, as an operator does."""
+    command = [BIN / "prefect-rollout", "init", "--type", "process"]
+    ended = forked.run(command, {**os.environ, "PREFECT_API_URL": prefect_server})
+    assert ended.returncode == 0, ended.stderr
 
 
 @pytest.mark.usefixtures("applied")

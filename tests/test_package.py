@@ -33,7 +33,12 @@ def test_the_wheel_holds_every_module_and_nothing_else(wheel: Path) -> None:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         (entry_points,) = [name for name in archive.namelist() if name.endswith("entry_points.txt")]
         declared = archive.read(entry_points).decode()
-    assert names == sources | {"prefect_rollout/py.typed"}
+    data = {
+        "py.typed",
+        "prefect.yaml",
+        *(f"automations/{name}.yaml" for name in ("failed", "killed", "released")),
+    }
+    assert names == sources | {f"prefect_rollout/{name}" for name in data}
     assert "prefect-rollout = prefect_rollout.__main__:main" in declared
     assert "prefect_rollout = prefect_rollout.blocks" in declared
 

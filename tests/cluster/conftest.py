@@ -14,6 +14,7 @@ from prefect.settings import (
 )
 
 from cluster.topology import DEPLOY, Topology
+from support import BIN
 
 
 @pytest.fixture(scope="session")
@@ -23,8 +24,7 @@ def topology() -> Iterator[Topology]:
         folder = Path(name)
         folder.chmod(0o755)  # PostgreSQL has a user of its own
         with Topology(folder) as cluster:
-            cluster.run([DEPLOY / "work-pool.sh"])
-            cluster.prefect("--no-prompt", "deploy", "--all")
+            cluster.run([BIN / "prefect-rollout", "init"])
             cluster.run([sys.executable, DEPLOY / "results.py", cluster.shared])
             yield cluster
 

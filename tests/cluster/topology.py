@@ -150,10 +150,6 @@ class Topology:
             {key: value for key, value in variables.items() if value},
         )
 
-    def prefect(self, *command: str) -> str:
-        """Runs Prefect's command line against the API."""
-        return self.run([BIN / "prefect", *command])
-
     def run(self, command: Sequence[object]) -> str:
         """Runs a command with the API's address, from the repository."""
         path = f"{BIN}{os.pathsep}{os.environ['PATH']}"

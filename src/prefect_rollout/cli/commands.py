@@ -19,7 +19,7 @@ from rich.prompt import Prompt
 from prefect_rollout.batch.plan import BatchRequest
 from prefect_rollout.cli.options import OUTPUT, WHAT, AsJson, options, request_of
 from prefect_rollout.cli.output import WRONG_USE, QuietConsole, command_line, complain, err, say
-from prefect_rollout.cli.results import history_table, program, stdout_for_json
+from prefect_rollout.cli.results import end, history_table, program, stdout_for_json
 from prefect_rollout.cli.run import at_the_api, call_flow, conduct, retry_run, run_flow
 from prefect_rollout.errors import ConfigurationError, InputError, RolloutError
 from prefect_rollout.execution import endpoint, prefect_api
@@ -175,6 +175,75 @@ def demo() -> int:
 
 
 @app.command(group=SETUP, sort_key=3)
+def init(
+    *,
+    pool_type: Annotated[
+        str, Parameter(name="--type", group=WHAT, help="Type of the work pool, such as process.")
+    ] = "rollout",
+    batches: Annotated[
+        int | None,
+        Parameter(
+            group=WHAT, help="Batches that run at once; 4 if no limit is set.", validator=Number(gte=1)
+        ),
+    ] = None,
+    write: Annotated[
+        Path | None,
+        Parameter(
+            group=WHAT,
+            help="Folder to write prefect.yaml and automations to, to change them; nothing else is done.",
+        ),
+    ] = None,
+    as_json: AsJson = False,
+) -> int:
+    """Set up the work pool, its queues, the deployments and the block types in Prefect."""
+    prefect_api.prepare()
+    with stdout_for_json(as_json) as stdout:
+        from prefect_rollout.execution import setup
+
+        try:
+            if write:
+                result: dict[str, Any] = {"files": [str(path) for path in setup.write(write)]}
+                for path in result["files"]:
+                    say(f"created    {one_line(path)}")
+                prefect = program("prefect")
+                say("Next: change the files, then apply them in that folder:")
+                say(f"  {prefect} --no-prompt deploy --all")
+                say(f"  {prefect} automation create --from-file automations/failed.yaml")
+            else:
+                local = not prefect_api.configured()
+                result = asyncio.run(at_the_api(lambda: _init(pool_type, batches, local=local)))
+        except RolloutError as error:
+            return end(None, error, stdout)
+        if stdout:
+            stdout.write(json_line(result) + "\n")
+    return 0
+
+
+async def _init(pool_type: str, batches: int | None, *, local: bool) -> dict[str, Any]:
+    from prefect import get_client
+
+    from prefect_rollout.execution import daemon, setup
+
+    api = prefect_api.api_in_use()
+    say(f"Prefect API: {api}")
+    done = []
+    async with get_client() as client:
+        # The local server has a pool of its own, whose worker runs in its daemon.
+        async for each in setup.apply(client, daemon.POOL if local else setup.POOL, pool_type, batches):
+            fields = f" ({', '.join(each.fields)})" if each.fields else ""
+            say(f"{each.change:<9}  {each.kind} {each.name}{fields}")
+            done.append(each._asdict())
+    if local:
+        following = f"{program('prefect-rollout')} up"
+        say("Next: keep the local server and its worker running:")
+    else:
+        following = f"{program('prefect')} worker start --pool {setup.POOL}"
+        say("Next: start a worker, on any machine with prefect-rollout installed:")
+    say(f"  {following}")
+    return {"prefect_api": api, "done": done, "next": following}
+
+
+@app.command(group=SETUP, sort_key=4)
 def simulate(
     *,
     host: Annotated[str, Parameter(help="Address to listen on.")] = "127.0.0.1",

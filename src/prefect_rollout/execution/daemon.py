@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 _LOCK, _PORT, _SERVER_LOG = "service.lock", "port", "server.log"
 
-_POOL = "local"
+POOL = "local"
 _MOST_RUNS = 100
 
 # Limits of connections that have not proved that they know the token: seconds of each, and their number.
@@ -84,7 +84,7 @@ class Daemon:
                 await answering
                 async with get_client() as client:
                     await zombies.sweep(client, ended=processes.has_ended)
-                worker = RolloutWorker(_POOL, name=_POOL, limit=_MOST_RUNS, prefetch_seconds=0)
+                worker = RolloutWorker(POOL, name=POOL, limit=_MOST_RUNS, prefetch_seconds=0)
                 serving = asyncio.create_task(worker.serve(self._notified, self._ready.set))
                 try:
                     while True:

@@ -1,6 +1,6 @@
 """A Prefect worker that executes releases inside its own process, as the work pool type `rollout`.
 
-    prefect work-pool create rollout --type rollout
+    prefect-rollout init
     prefect worker start --pool rollout
 
 Prefect's process worker starts two interpreters for each flow run, which takes seconds and about a hundred

@@ -107,7 +107,7 @@ async def _create(api: Api, flow: str, request: Checked, tags: Sequence[str], ke
         except ObjectNotFound:
             raise ConfigurationError(
                 f"this Prefect API has no deployment {flow}/{flow}",
-                advice="Apply prefect-rollout's prefect.yaml with `prefect --no-prompt deploy --all`.",
+                advice="Create it with `prefect-rollout init`.",
             ) from None
         run = await api.client.create_flow_run_from_deployment(
             deployment.id,

@@ -190,7 +190,7 @@ class OnWorkPool:
         except ObjectNotFound:
             raise ConfigurationError(
                 f"child_deployment: this Prefect API has no deployment {one_line(self._deployment, 120)!r}",
-                advice="Apply prefect.yaml with `prefect --no-prompt deploy --all`, or name a deployment of "
+                advice="Create it with `prefect-rollout init`, or name a deployment of "
                 "the flow deploy-latest-image as flow/deployment.",
                 field="child_deployment",
             ) from None
