@@ -110,7 +110,7 @@ async def test_nothing_is_written_where_the_default_windows_are_closed(
     assert said.startswith(
         "the release window 'freeze' of release-windows/default is closed for pub-bjwdt until "
     )
-    assert "UTC. Wait until the window is open; or" in said
+    assert "UTC. Start again when the window is open, or" in said
     assert cloud.record == []
     result = caught.value.result
     assert result is not None
@@ -172,7 +172,7 @@ async def test_an_answer_that_is_no_block_does_not_count_as_no_windows(cloud: Cl
         router.route().pass_through()
         with pytest.raises(ConfigurationError) as caught:
             await deploy_latest_image(**HOME)
-    assert "did not give the block release-windows/default" in str(caught.value)
+    assert "did not return the block release-windows/default" in str(caught.value)
     assert cloud.record == []
 
 

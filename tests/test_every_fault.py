@@ -36,7 +36,7 @@ NEW = 102
 ONLINE = {"pub-bjwdt": 100}  # the other one is published to for the first time
 WRITTEN = [("template", None), *(("publish", cluster) for cluster in CLUSTERS)]
 POLLS = 4  # of the release's polls, so many are walked: the pods get ready after them
-LANES = 4  # as many releases at once as one Prefect server on SQLite bears
+LANES = 4  # as many releases at once as one Prefect server on SQLite handles
 
 KINDS = {(each.error, each.effective): name for name, each in reversed(TROUBLES.items())}.values()
 """The first fault of each kind: of each error, before and after the effect of a write."""
