@@ -158,7 +158,6 @@ async def _deployment(client: PrefectClient, pool: str, definition: dict[str, An
     module, _, function = entrypoint.rpartition(".")
     flow = getattr(importlib.import_module(module), function)
     wanted = {
-        "version": flow.version,
         "description": definition["description"],
         "tags": definition["tags"],
         "parameters": definition.get("parameters", {}),
@@ -174,7 +173,7 @@ async def _deployment(client: PrefectClient, pool: str, definition: dict[str, An
     except ObjectNotFound:
         flow_id = await client.create_flow_from_name(flow.name)
         schedules = [_schedule(each) for each in definition.get("schedules", [])]
-        await client.create_deployment(flow_id, name, schedules=schedules, **wanted)
+        await client.create_deployment(flow_id, name, version=flow.version, schedules=schedules, **wanted)
         return Done("deployment", f"{flow.name}/{name}", "created", [])
     done = _compare("deployment", f"{flow.name}/{name}", found.model_dump(mode="json"), wanted)
     if done.fields:
