@@ -77,9 +77,7 @@ def main() -> None:
             "K8S_REGISTRY_URL": "harbor.qihoo.net",
         }
         api = stack.enter_context(httpx.Client(base_url=f"{url}/api", timeout=30))
-        prefect(environment, "work-pool", "create", "rollout", "--type", "process")
-        prefect(environment, "--no-prompt", "deploy", "--all")
-        prefect(environment, "block", "register", "-m", "prefect_rollout.blocks")
+        subprocess.run([BIN / "prefect-rollout", "init", "--type", "process"], env=environment, check=True)
         stack.enter_context(worker(environment, home))
 
         planned = release(environment, "qapm-home", "weekly release", "--dry-run")
@@ -190,17 +188,6 @@ def running(command: list[Any], environment: dict[str, str], folder: Path | None
     finally:
         process.terminate()
         process.wait(60)
-
-
-def prefect(environment: dict[str, str], *arguments: str) -> None:
-    """Run a Prefect command in the root of the repository."""
-    subprocess.run(
-        [BIN / "prefect", *arguments],
-        env=environment,
-        cwd=Path(__file__).parent.parent,
-        check=True,
-        stdout=subprocess.DEVNULL,
-    )
 
 
 def call(environment: dict[str, str], *arguments: str) -> dict[str, Any]:

@@ -55,8 +55,7 @@ from prefect_rollout.text import one_line, when
 from prefect_rollout.verdict.diagnosis import Category, Diagnosis
 from prefect_rollout.verdict.verdict import Verdict
 
-# Data in the message; the rest of `data` is for programs.
-_SHOWN = ("status", "code", "request_id")
+_SHOWN = ("status", "code", "request_id")  # in the message; the rest of `data` is for programs
 
 
 class RolloutError(Exception):
@@ -104,8 +103,9 @@ class RolloutError(Exception):
     def __str__(self) -> str:
         """Return `step: problem (status …, request id …). Advice. Live at …: ….`, on one line."""
         where = f"{self.step}: " if self.step else ""
-        known = {key.replace("_", " "): one_line(self.data[key], 80) for key in _SHOWN if key in self.data}
-        circumstances = f" ({', '.join(f'{key} {value}' for key, value in known.items())})" if known else ""
+        shown = [key for key in _SHOWN if key in self.data]
+        known = ", ".join(f"{key.replace('_', ' ')} {one_line(self.data[key], 80)}" for key in shown)
+        circumstances = f" ({known})" if known else ""
         live = f" Live at {when(self.live_at)}: {self.live}." if self.live else ""
         advice = f"{self.advice} {self.next_step}".rstrip()
         return f"{where}{self.problem}{circumstances}. {self._detail}{advice}{live}"

@@ -54,7 +54,7 @@ class PlanError(InputError):
 
 
 class BatchFailedError(RolloutError):
-    """Not all releases of a batch succeeded. `batch` has a row for each."""
+    """Not all releases of a batch succeeded. `result` has a row for each."""
 
     category = Category.BATCH
     advice = (

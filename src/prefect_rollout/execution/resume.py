@@ -66,11 +66,11 @@ async def resume(run_id: UUID) -> State[ReleaseResult | BatchResult]:
         # it, Prefect admits one of two that continue the same run at once.
         force = state is not None and state.type is StateType.CANCELLED
         pending: State[Any] = Pending()
-        accepted = state is not None and state.is_final()
-        if accepted:
-            answer = await client.set_flow_run_state(run_id, pending, force=force)
-            accepted = answer.status is SetStateStatus.ACCEPT
-        if not accepted:
+        ended = state is not None and state.is_final()
+        if not ended or (
+            (await client.set_flow_run_state(run_id, pending, force=force)).status
+            is not SetStateStatus.ACCEPT
+        ):
             raise InputError(
                 f"run_id: {one_line(run.name, 80)!r} has not ended: it is "
                 f"{one_line(state and state.name, 40)}",

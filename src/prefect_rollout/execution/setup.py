@@ -73,9 +73,8 @@ async def apply(client: PrefectClient, pool: str, pool_type: str, batches: int |
             yield queue
         for block in (ContainerCloud, ReleaseWindows):
             yield await _block_type(client, block)
-        for definition in yaml.safe_load((_PACKAGE / "prefect.yaml").read_text(encoding="utf-8"))[
-            "deployments"
-        ]:
+        definitions = yaml.safe_load((_PACKAGE / "prefect.yaml").read_text(encoding="utf-8"))
+        for definition in definitions["deployments"]:
             yield await _deployment(client, pool, definition)
 
 
@@ -118,12 +117,13 @@ async def _queues(client: PrefectClient, pool: str, batches: int | None, *, new:
             for queue in await client.read_work_queues(work_pool_name=pool)
         }
 
-    before = {} if new else await read()
+    now = await read()
+    before = {} if new else now
     limit = batches or before.get("batches", {}).get("concurrency_limit") or BATCHES
     # Most urgent first: Prefect moves the queue that has the priority, and those behind it, to the next ones.
     for name, priority in PRIORITIES.items():
         wanted = {"priority": priority} | ({"concurrency_limit": limit} if name == "batches" else {})
-        found = (await read()).get(name)
+        found = now.get(name)
         if found is None:
             await client.create_work_queue(name, work_pool_name=pool, **wanted)
         elif found != found | wanted:
@@ -133,8 +133,10 @@ async def _queues(client: PrefectClient, pool: str, batches: int | None, *, new:
                 path_params={"work_pool_name": pool, "name": name},
                 json=wanted,
             )
-    after = await read()
-    return [_compare("work queue", name, before.get(name), after[name]) for name in PRIORITIES]
+        else:
+            continue
+        now = await read()
+    return [_compare("work queue", name, before.get(name), now[name]) for name in PRIORITIES]
 
 
 async def _block_type(client: PrefectClient, block: type[Block]) -> Done:
