@@ -429,7 +429,7 @@ async def test_a_dry_run_says_whether_a_plan_still_holds(shop: Cloud) -> None:
         await plan_of(expect_plan=plan.plan_hash)
     now = (await plan_of()).plan_hash
     assert caught.value.data == {"plan_hash": now, "expect_plan": plan.plan_hash}
-    assert "nothing was written" in str(caught.value)
+    assert "Nothing was written" in str(caught.value)
     assert caught.value.result is not None
     assert (await artifact_of(caught.value.result))[0] == "plan-1-web"
 
