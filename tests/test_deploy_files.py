@@ -7,6 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
+from prefect_rollout.blocks import ReleaseWindows, TargetBlock
+from prefect_rollout.runs import zombies
+
 ROOT = Path(__file__).parent.parent
 MANIFESTS = list(yaml.safe_load_all((ROOT / "deploy/kubernetes.yaml").read_text(encoding="utf-8")))
 COMPOSE = yaml.safe_load((ROOT / "compose.yaml").read_text(encoding="utf-8"))
@@ -132,3 +135,18 @@ def test_no_secret_stands_in_a_file_and_how_to_pin_does(path: str) -> None:
     assert "@sha256:" in text
     for value in re.findall(r"(?:PASSWORD|TOKEN|AUTH|AUTH_STRING)(?:: |=)(\S+)", text):
         assert value[0] in "$…a", value  # a variable, an ellipsis, or admin:…
+
+
+def test_the_uninstall_commands_name_everything_that_is_made_in_prefect() -> None:
+    section = (ROOT / "docs/cli.md").read_text(encoding="utf-8").partition("## Uninstall")[2]
+    deployments = yaml.safe_load((ROOT / "prefect.yaml").read_text(encoding="utf-8"))["deployments"]
+    flows = [each["entrypoint"].rpartition(".")[2].replace("_", "-") for each in deployments]
+    for flow in flows:
+        assert f"`{flow}`" in section  # its runs
+    named = {f"{flow}/{each['name']}" for flow, each in zip(flows, deployments, strict=True)}
+    blocks = {kind.get_block_type_slug() for kind in (*TargetBlock.__subclasses__(), ReleaseWindows)}
+    (commands,) = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
+    words = commands.replace('"', " ").replace(";", " ").split()
+    assert named | blocks <= set(words)
+    assert f'automation delete "{zombies.NAME}"' in commands
+    assert f"work-pool delete {deployments[0]['work_pool']['name']}" in commands
