@@ -120,7 +120,7 @@ def served_prefect(folder: Path) -> Iterator[dict[str, str]]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
     }
     tuned = (
-        "from prefect_rollout.execution import sqlite_tuning; sqlite_tuning.install(); "
+        "from prefect_rollout.execution import local_server; local_server.tune_sqlite(); "
         "from prefect.cli import app; app()"
     )
     start = [sys.executable, "-c", tuned, "server", "start", "--host", "127.0.0.1", "--port", str(port)]

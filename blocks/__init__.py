@@ -1,10 +1,10 @@
 """Prefect blocks: release targets with their credentials, and release windows."""
 
 from prefect_rollout.blocks.container_cloud import ContainerCloud
+from prefect_rollout.blocks.load import forget_blocks, sharing_blocks
 from prefect_rollout.blocks.target import (
     TargetBlock,
     choose_target,
-    load_target,
     open_target,
     opened_as,
     refuse_two_clouds,
@@ -17,10 +17,11 @@ __all__ = [
     "ReleaseWindows",
     "TargetBlock",
     "choose_target",
-    "load_target",
+    "forget_blocks",
     "load_windows",
     "open_target",
     "opened_as",
     "refuse_two_clouds",
+    "sharing_blocks",
     "target_of_environment",
 ]

@@ -1,6 +1,5 @@
 """The container cloud as a Prefect block."""
 
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Self
 from urllib.parse import urlsplit
@@ -157,7 +156,7 @@ class ContainerCloud(TargetBlock):
             raise ValueError("api_url: must be https://host, with an optional port and path")
         if url.username is not None or url.password is not None:
             raise ValueError("api_url: must not contain a user name or password")
-        if url.scheme == "http" and not self.allow_plain_http and not _loopback(host):
+        if url.scheme == "http" and not self.allow_plain_http and not _is_local(self.api_url):
             raise ValueError(
                 "api_url: anyone on the network can read plain http://; use https://, or set allow_plain_http"
             )
@@ -180,7 +179,7 @@ class ContainerCloud(TargetBlock):
         except ValidationError as error:
             mistake = first_mistake(error)
             raise ConfigurationError(
-                f"the environment's K8S_ variables make no block: {mistake}",
+                f"the K8S_ environment variables cannot be used: {mistake}",
                 advice="Set K8S_KEY_ID and K8S_SECRET_KEY, and K8S_API_URL if it is not the default.",
             ) from None
 
@@ -201,9 +200,9 @@ class ContainerCloud(TargetBlock):
         if given.api_url and _place(given.api_url) != _place(self.api_url):
             says.append(f"K8S_API_URL is {shown_address(given.api_url)}")
         if given.key_id and given.key_id != self.key_id:
-            says.append("K8S_KEY_ID is another")
+            says.append("K8S_KEY_ID differs")
         if given.secret_key and given.secret_key != self.secret_key:
-            says.append("K8S_SECRET_KEY is another")
+            says.append("K8S_SECRET_KEY differs")
         if given.env and given.env != self.env:
             says.append(f"K8S_ENV is {one_line(given.env, 40)} and not {one_line(self.env, 40)}")
         return ", ".join(says)
@@ -227,7 +226,7 @@ class ContainerCloud(TargetBlock):
             ) from None  # the original message may contain the key
         if not isinstance(signer, httpx.Auth):
             raise ConfigurationError(
-                f"signer: {self.signer!r} does not make an httpx.Auth",
+                f"signer: {self.signer!r} does not create an httpx.Auth",
                 advice="Derive the signer from httpx.Auth.",
                 field="signer",
             )
@@ -247,10 +246,5 @@ def _place(api_url: str) -> tuple[str, str]:
     return cloud_identity(api_url), urlsplit(api_url).path.rstrip("/")
 
 
-def _loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return False
+def _is_local(api_url: str) -> bool:
+    return cloud_identity(api_url).partition(":")[0] == "localhost"

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple, Self
 
 from prefect.blocks.abstract import CredentialsBlock
 from prefect.blocks.core import Block, UnknownBlockType
-from pydantic import Field, field_validator
+from pydantic import Field, SecretStr, field_validator
 
 from prefect_rollout.blocks.load import load
 from prefect_rollout.errors import ConfigurationError
@@ -42,6 +42,14 @@ class TargetBlock(CredentialsBlock, ABC):
         description="Registries and repositories whose images may be released, such as "
         "harbor.qihoo.net/qdgc-*; all if empty.",
     )
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _stripped(cls, value: Any) -> Any:
+        """Strip text that was pasted, or read from a file that ends with a newline."""
+        if isinstance(value, SecretStr):
+            return SecretStr(value.get_secret_value().strip())
+        return value.strip() if isinstance(value, str) else value
 
     @field_validator("allowed_images")
     @classmethod
@@ -114,9 +122,10 @@ async def choose_target(target: str) -> Chosen:
     if target == ENVIRONMENT:
         if found := target_of_environment():
             return Chosen(found, VARIABLES)
+        variables = " or ".join(kind.variables for kind in TargetBlock.__subclasses__())
         raise ConfigurationError(
             "target: no environment variables describe a cloud",
-            advice=f"Set {_variables()}, or name a block as type-slug/name.",
+            advice=f"Set {variables}, or name a block as type-slug/name.",
             field="target",
         )
     slug, _, name = (target or DEFAULT_TARGET).partition("/")
@@ -127,7 +136,7 @@ async def choose_target(target: str) -> Chosen:
     if not issubclass(kind, TargetBlock) or not name:
         kinds = sorted(known.get_block_type_slug() for known in TargetBlock.__subclasses__())
         raise ConfigurationError(
-            f"target: {one_line(target, 120)!r} names no platform",
+            f"target: {one_line(target, 120)!r} is not the name of a platform's block",
             advice=f"Give type-slug/name, where the type is one of: {', '.join(kinds)}.",
             field="target",
         )
@@ -164,15 +173,6 @@ def _refuse_two_clouds(saved: TargetBlock) -> None:
             f"(`--target {ENVIRONMENT}`); or unset the variables. Nothing was written.",
             field="target",
         )
-
-
-def _variables() -> str:
-    return " or ".join(kind.variables for kind in TargetBlock.__subclasses__())
-
-
-async def load_target(target: str) -> TargetBlock:
-    """Return the block of a target; see `choose_target`."""
-    return (await choose_target(target)).block
 
 
 class _Open(NamedTuple):

@@ -74,11 +74,11 @@ class ReleaseWindows(Block):
 
     @field_validator("rules")
     @classmethod
-    def _told_apart(cls, value: list[Rule]) -> list[Rule]:
+    def _unique_names(cls, value: list[Rule]) -> list[Rule]:
         names = [rule.name for rule in value]
         twice = sorted({one_line(name, 80) for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"a rule has a name of its own; given twice: {', '.join(twice)}")
+            raise ValueError(f"each rule needs its own name; given twice: {', '.join(twice)}")
         return value
 
     def judge(self, app_id: Id, clusters: Sequence[str], at: datetime) -> Closed | None:

@@ -17,7 +17,8 @@ from prefect_rollout.release.result import ReleaseResult
 from prefect_rollout.release.workload import Baseline, Chosen, Published
 from prefect_rollout.runs.allowed_images import check_images
 from prefect_rollout.runs.approval import approve, question, refuse_where_nobody_answers
-from prefect_rollout.runs.lifecycle import rename, run_release
+from prefect_rollout.runs.flow_runs import this_run
+from prefect_rollout.runs.lifecycle import asked_for, run_release, tags_of
 from prefect_rollout.runs.moves import Move
 from prefect_rollout.runs.run import Run
 from prefect_rollout.tasks import (
@@ -37,11 +38,12 @@ from prefect_rollout.text import one_line
 
 
 def _first_name() -> str:
+    run = this_run()
+    if run.parent_task_run_id is not None:  # its batch has named it
+        return run.name
     parameters: dict[str, Any] = prefect.runtime.flow_run.parameters
-    template = parameters.get("template_id")
-    asked = "newest" if template in (None, "") else f"template {one_line(template, 40)}"
     plan = "plan " if parameters.get("dry_run") else ""
-    return f"{plan}{one_line(parameters.get('deployment'), 80)} → {asked}"
+    return f"{plan}{one_line(parameters.get('deployment'), 80)} → {asked_for(parameters)}"
 
 
 @flow(name="deploy-latest-image", flow_run_name=_first_name, persist_result=True, validate_parameters=False)
@@ -80,9 +82,7 @@ async def _prepare(run: Run, request: ReleaseRequest, *, lock: bool) -> _Prepare
     run.found(checked.workload, checked.platform)
 
     placement = await run.reading(parse_metadata)(run.workload, request.clusters, target=target)
-    if await run.begin(placement):  # it has waited for a release window
-        return await _prepare(run, request, lock=lock)
-    if lock and await run.lock():  # it has waited for another release
+    if await run.begin(placement, lock=lock):  # it has waited for a release window or another release
         return await _prepare(run, request, lock=lock)
 
     template = await run.reading(get_template)(
@@ -97,7 +97,7 @@ async def _prepare(run: Run, request: ReleaseRequest, *, lock: bool) -> _Prepare
     result.images = images
     ran = partial(images_that_ran, run.workload, target=target)
     await check_images(target, images, request.images or {}, ran)
-    await rename(_name(request, result))
+    await run.guard.rename(f"{run.guard.run.name.rpartition(' → ')[0]} → {tags_of(images.values())}")
 
     plan = run.plan(baseline, dict.fromkeys(run.clusters, template), images, creates=True)
     return _Prepared(template, images, baseline, plan)
@@ -168,12 +168,3 @@ async def _approved(run: Run, request: ReleaseRequest, plan: ReleasePlan) -> Non
         requested_by=request.requested_by,
     )
     run.result.approved_by, run.result.approval_comment = decision.name, decision.comment
-
-
-def _name(request: ReleaseRequest, result: ReleaseResult) -> str:
-    tags = sorted(
-        {image.rpartition("/")[2].partition(":")[2] or "latest" for image in result.images.values()}
-    )
-    more = f" +{len(tags) - 1}" if len(tags) > 1 else ""
-    plan = "" if request.writes else "plan "
-    return f"{plan}{one_line(request.deployment, 80)} → {one_line(tags[0], 80)}{more}"

@@ -1,14 +1,16 @@
 """The flow that replaces a deployment's pods with new ones of the same revision."""
 
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from prefect import flow
 
+from prefect_rollout.errors import NoTemplateError
 from prefect_rollout.ids import Id
 from prefect_rollout.release.parameters import takes
 from prefect_rollout.release.request import Action, Request
 from prefect_rollout.release.result import ReleaseResult
-from prefect_rollout.release.workload import Published
+from prefect_rollout.release.workload import Baseline, Published, Revision
 from prefect_rollout.runs.lifecycle import first_name, run_release
 from prefect_rollout.runs.moves import Move
 from prefect_rollout.runs.run import Run
@@ -22,6 +24,7 @@ from prefect_rollout.tasks import (
     restart_deployment,
     wait_for_pods,
 )
+from prefect_rollout.text import one_line
 
 
 @flow(name="restart", flow_run_name=first_name("restart"), persist_result=True, validate_parameters=False)
@@ -37,23 +40,6 @@ async def restart(app_id: Id, deployment: str, **options: Any) -> ReleaseResult:
 
 
 async def _restart(run: Run, request: Request) -> None:
-    target = request.target
-    checked = await run.reading(check_deployment)(request.app_id, request.deployment, target=target)
-    run.found(checked.workload, checked.platform)
-    placement = await run.reading(parse_metadata)(run.workload, request.clusters, target=target)
-    if await run.begin(placement):
-        return await _restart(run, request)
-    if request.writes and await run.lock():  # it has waited for another release
-        return await _restart(run, request)
-
-    baseline = await run.reading(read_baseline)(run.workload, run.clusters, target=target)
-    online = run.online(baseline)
-    plan = run.plan(baseline, online)
-    if not request.writes:
-        run.planned(await plan_release(run.workload, plan, target=target))
-        return None
-    run.hold_to(plan)
-
     async def write(move: Move) -> Published:
         return await restart_deployment(
             run.workload,
@@ -61,8 +47,37 @@ async def _restart(run: Run, request: Request) -> None:
             move.revision,
             before=move.before,
             release_id=run.result.release_id,
-            target=target,
+            target=request.target,
         )
 
+    await change_pods(run, write)
+
+
+async def change_pods(run: Run, write: Callable[[Move], Awaitable[Published]]) -> None:
+    """Plan and carry out a change of pods that keeps the revision of each cluster."""
+    request, target = run.request, run.request.target
+    checked = await run.reading(check_deployment)(request.app_id, request.deployment, target=target)
+    run.found(checked.workload, checked.platform)
+    placement = await run.reading(parse_metadata)(run.workload, request.clusters, target=target)
+    if await run.begin(placement, lock=request.writes):  # it has waited for a window or another release
+        return await change_pods(run, write)
+
+    baseline = await run.reading(read_baseline)(run.workload, run.clusters, target=target)
+    online = {cluster: _online(run, cluster, before) for cluster, before in baseline.items()}
+    plan = run.plan(baseline, online)
+    if not request.writes:
+        run.planned(await plan_release(run.workload, plan, target=target))
+        return None
+    run.hold_to(plan)
     await run.roll_out(run.moves(plan, baseline, online), write, wait_for_pods, pause)
     return None
+
+
+def _online(run: Run, cluster: str, before: Baseline) -> Revision:
+    if before.online is None:
+        raise NoTemplateError(
+            f"nothing of {one_line(run.workload.name, 120)} is online in {one_line(cluster, 80)}",
+            advice="Release it there first.",
+            cluster=cluster,
+        )
+    return before.revision or Revision(id=before.online)

@@ -14,8 +14,8 @@ from prefect_rollout.release.request import Action, RollbackRequest
 from prefect_rollout.release.result import ReleaseResult
 from prefect_rollout.release.workload import Baseline, Published, Revision
 from prefect_rollout.runs.allowed_images import check_images
-from prefect_rollout.runs.labels import ROLLED_BACK
-from prefect_rollout.runs.lifecycle import first_name, rename, run_release
+from prefect_rollout.runs.flow_runs import ROLLED_BACK
+from prefect_rollout.runs.lifecycle import first_name, run_release
 from prefect_rollout.runs.moves import Move
 from prefect_rollout.runs.run import Run
 from prefect_rollout.tasks import (
@@ -67,10 +67,8 @@ async def _rollback(run: Run, request: RollbackRequest) -> None:
     checked = await run.reading(check_deployment)(request.app_id, request.deployment, target=target)
     run.found(checked.workload, checked.platform)
     placement = await run.reading(parse_metadata)(run.workload, request.clusters, target=target)
-    if await run.begin(placement, way_back):
-        return await _rollback(run, request)
-    if request.writes and await run.lock(way_back):  # it has waited for another release
-        return await _rollback(run, request)
+    if await run.begin(placement, way_back, lock=request.writes):
+        return await _rollback(run, request)  # it has waited for a release window or another release
 
     baseline = await run.reading(read_baseline)(run.workload, run.clusters, target=target)
     chosen = await run.reading(choose_rollback)(run.workload, baseline, request.to_template, target=target)
@@ -85,7 +83,7 @@ async def _rollback(run: Run, request: RollbackRequest) -> None:
         (revision,) = ids.values()
         result.template_id, result.images = revision.id, revision.images
     what = "roll back" if request.writes else "plan to roll back"
-    await rename(f"{what} {one_line(request.deployment, 80)} → {one_line(', '.join(ids), 80)}")
+    await run.guard.rename(f"{what} {one_line(request.deployment, 80)} → {one_line(', '.join(ids), 80)}")
 
     plan = run.plan(baseline, chosen)
     if not request.writes:
@@ -174,16 +172,18 @@ async def roll_back(run: Run, moves: Sequence[Move], failure: RolloutError) -> N
 
 async def _return(run: Run, move: Move, revision: Revision) -> Expected:
     """Publish an earlier revision to a cluster again; return the state that the cluster has to reach."""
-    cluster, accepted = run.cluster(move.cluster), run.accepted
-    if move.before.desired is not None:
+    cluster, accepted = run.cluster(move.cluster), run.guard.accepted
+    if move.replicas is not None and move.before.desired is not None:
         cluster.replicas = move.before.desired
+    attempt: int = prefect.runtime.flow_run.run_count
+    key = "rollback" if attempt < 2 else f"rollback-{attempt}"  # each attempt of the run rolls back again
     done = await roll_back_deployment(
         run.workload,
         await run.platform.revert(run.workload, revision),
         move.cluster,
         cluster.replicas,
         over=move.revision,
-        key=f"{run.result.release_id}:{_key()}:{move.cluster}",
+        key=f"{run.result.release_id}:{key}:{move.cluster}",
         target=run.request.target,
     )
     run.tell_published(cluster, done.applied.revision, since=accepted, rollback=True)
@@ -232,12 +232,6 @@ async def _ways_back(run: Run, moves: Sequence[Move]) -> dict[str, Revision]:
         }
     run.result.notes += [note for each in chosen.values() for note in each.notes]
     return dict(chosen)
-
-
-def _key() -> str:
-    """Return the part of an idempotency key that distinguishes the rollbacks of a run's attempts."""
-    attempt: int = prefect.runtime.flow_run.run_count
-    return "rollback" if attempt < 2 else f"rollback-{attempt}"
 
 
 async def _watch(run: Run, expected: Sequence[Expected]) -> RolloutError | None:

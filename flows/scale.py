@@ -4,6 +4,7 @@ from typing import Any
 
 from prefect import flow
 
+from prefect_rollout.flows.restart import change_pods
 from prefect_rollout.ids import Id
 from prefect_rollout.release.parameters import takes
 from prefect_rollout.release.request import Action, ScaleRequest
@@ -12,16 +13,7 @@ from prefect_rollout.release.workload import Published
 from prefect_rollout.runs.lifecycle import first_name, run_release
 from prefect_rollout.runs.moves import Move
 from prefect_rollout.runs.run import Run
-from prefect_rollout.tasks import (
-    check_deployment,
-    parse_metadata,
-    pause,
-    plan_release,
-    read_baseline,
-    report_release,
-    scale_deployment,
-    wait_for_pods,
-)
+from prefect_rollout.tasks import report_release, scale_deployment
 
 
 @flow(name="scale", flow_run_name=first_name("scale"), persist_result=True, validate_parameters=False)
@@ -39,34 +31,14 @@ async def scale(app_id: Id, deployment: str, replicas: int, **options: Any) -> R
 
 
 async def _scale(run: Run, request: ScaleRequest) -> None:
-    target = request.target
-    checked = await run.reading(check_deployment)(request.app_id, request.deployment, target=target)
-    run.found(checked.workload, checked.platform)
-    placement = await run.reading(parse_metadata)(run.workload, request.clusters, target=target)
-    if await run.begin(placement):
-        return await _scale(run, request)
-    for cluster in run.result.clusters:
-        cluster.replicas = request.replicas
-    if request.writes and await run.lock():  # it has waited for another release
-        return await _scale(run, request)
-
-    baseline = await run.reading(read_baseline)(run.workload, run.clusters, target=target)
-    online = run.online(baseline)
-    plan = run.plan(baseline, online)
-    if not request.writes:
-        run.planned(await plan_release(run.workload, plan, target=target))
-        return None
-    run.hold_to(plan)
-
     async def write(move: Move) -> Published:
         return await scale_deployment(
             run.workload,
             move.cluster,
-            move.replicas,
+            request.replicas,
             move.revision,
             release_id=run.result.release_id,
-            target=target,
+            target=request.target,
         )
 
-    await run.roll_out(run.moves(plan, baseline, online), write, wait_for_pods, pause)
-    return None
+    await change_pods(run, write)

@@ -1,4 +1,7 @@
-"""The steps of a release, as Prefect tasks that other flows can call, too."""
+"""The steps of a release, as Prefect tasks that other flows can call, too.
+
+`workload` is the result of step 1; `target` is the block of its platform, as type-slug/name.
+"""
 
 from prefect_rollout.tasks.build_image_list import build_image_list
 from prefect_rollout.tasks.check_deployment import check_deployment

@@ -19,11 +19,6 @@ class Checked(BaseModel):
 async def check_deployment(app_id: int | str, deployment: str, *, target: str) -> Checked:
     """Find the app by its id and the deployment by its exact name.
 
-    Args:
-        app_id: the app's id.
-        deployment: the deployment's name.
-        target: block of the platform, as type-slug/name.
-
     Raises:
         AppNotFoundError: the platform has no such app.
         DeploymentNotFoundError: the app has no such deployment; the error lists similar names.

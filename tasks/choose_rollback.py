@@ -9,8 +9,8 @@ from prefect_rollout.platforms.port import Platform
 from prefect_rollout.release.revisions import Choice, Known, choose, shortened, taken_anyway
 from prefect_rollout.release.workload import Baseline, Chosen, Revision, Workload
 from prefect_rollout.runs.records import known_here
-from prefect_rollout.runs.step import run_logger, say, step
-from prefect_rollout.tasks.get_template import readable
+from prefect_rollout.runs.step import say, step
+from prefect_rollout.tasks.get_template import check_readable
 from prefect_rollout.text import one_line
 
 OPTION = "--to-template"
@@ -58,9 +58,7 @@ async def choose_rollback(
             }
     found = {cluster: chosen for cluster, choice in choices.items() if (chosen := choice.take())}
     for chosen in found.values():
-        readable(chosen)
-    for note in [note for chosen in found.values() for note in chosen.notes]:
-        run_logger().warning("%s", note)
+        check_readable(chosen)
     listed = (f"{one_line(name, 80)} to template {one_line(each.id, 40)}" for name, each in found.items())
     say("choose rollback", ", ".join(listed))
     return found
@@ -91,11 +89,7 @@ async def _search(
 ) -> tuple[dict[str, Choice], dict[str, list[str]]]:
     """Return the choice for each cluster that has one, and the skipped revisions of each cluster.
 
-    Args:
-        platform: the platform of the workload.
-        workload: from step 1.
-        now: the revisions to replace.
-        before: revisions to try first.
+    A choice replaces the revision in `now`; the revisions in `before` are tried first.
     """
     revisions: dict[str, Revision] = {}
     known: dict[str, dict[str, Known]] = {}

@@ -19,12 +19,6 @@ async def find_where_live(
 ) -> list[str]:
     """Return the clusters in which the template was released at any time.
 
-    Args:
-        workload: from step 1.
-        clusters: the clusters to look at.
-        template_id: the template.
-        target: block of the platform, as type-slug/name.
-
     Raises:
         ConfigurationError: the Prefect API did not answer.
     """

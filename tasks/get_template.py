@@ -5,7 +5,7 @@ from prefect_rollout.errors import NoTemplateError, UnreadableTemplateError
 from prefect_rollout.ids import Id, same_id
 from prefect_rollout.platforms.port import Platform
 from prefect_rollout.release.revisions import Choice, choose, shortened, taken_anyway
-from prefect_rollout.release.workload import Chosen, Revision, Workload
+from prefect_rollout.release.workload import Chosen, Workload
 from prefect_rollout.runs.records import known_here
 from prefect_rollout.runs.step import run_logger, say, step
 from prefect_rollout.text import one_line
@@ -48,22 +48,18 @@ async def get_template(
             f"no template of {one_line(workload.name, 120)} was released: {shortened(choice.notes)}",
             advice="Name the template to release with template_id.",
         )
-    readable(chosen)
-    for note in chosen.notes:
-        run_logger().warning("%s", note)
+    check_readable(chosen)
     notes = [shortened(chosen.notes)] if chosen.notes else []
     say("get template", "; ".join([f"template {one_line(chosen.id, 80)}", *notes]))
     return chosen
 
 
-def readable(revision: Revision) -> None:
-    """Check that a release can publish the revision.
-
-    Raises:
-        UnreadableTemplateError: it cannot be read.
-    """
-    if revision.problem:
-        raise UnreadableTemplateError(revision.problem, template_id=revision.id)
+def check_readable(chosen: Chosen) -> None:
+    """Raise `UnreadableTemplateError` if a release cannot publish the revision; log its notes otherwise."""
+    if chosen.problem:
+        raise UnreadableTemplateError(chosen.problem, template_id=chosen.id)
+    for note in chosen.notes:
+        run_logger().warning("%s", note)
 
 
 async def _named(platform: Platform, workload: Workload, template_id: Id) -> Choice:

@@ -12,12 +12,7 @@ _WRITES = 100  # the newest ones are enough to know the registries
 
 @step("build image list", "look up the registries of {workload.name}")
 async def images_that_ran(workload: Workload, *, target: str) -> list[str]:
-    """Return the registries and namespaces, such as `harbor.example/team`, of published revisions.
-
-    Args:
-        workload: from step 1.
-        target: block of the platform, as type-slug/name.
-    """
+    """Return the registries and namespaces, such as `harbor.example/team`, of published revisions."""
     async with open_target(target) as platform:
         ran = {str(revision) for revision in (await platform.online(workload)).values()}
         number = count(1)

@@ -14,10 +14,7 @@ async def parse_metadata(
 ) -> Placement:
     """Read the clusters that the deployment runs in, and their replicas.
 
-    Args:
-        workload: from step 1.
-        clusters: only these, in the deployment's order; all if empty.
-        target: block of the platform, as type-slug/name.
+    With `clusters`, only these, in the deployment's order.
 
     Raises:
         ClusterNotFoundError: the deployment does not have one of `clusters`.
@@ -25,6 +22,9 @@ async def parse_metadata(
     """
     async with open_target(target) as platform:
         placement = platform.placement(workload, clusters)
-    listed = ", ".join(f"{one_line(cluster, 80)} {count}" for cluster, count in placement.replicas.items())
+    listed = ", ".join(
+        f"{one_line(cluster, 80)} {'not set here' if count is None else count}"
+        for cluster, count in placement.replicas.items()
+    )
     say("parse metadata", f"replicas: {listed}")
     return placement

@@ -17,13 +17,7 @@ from prefect_rollout.runs.step import run_logger, say, step
 
 @step("plan release", "plan {plan.plan_hash} of {workload.name}", cache_policy=NO_CACHE)
 async def plan_release(workload: Workload, plan: ReleasePlan, *, target: str) -> ReleasePlan:
-    """Return the plan with the changes of pod templates. No value that might be a secret is kept.
-
-    Args:
-        workload: from step 1.
-        plan: the plan that steps 1 to 4 made.
-        target: block of the platform, as type-slug/name.
-    """
+    """Return the plan with the changes of pod templates. No value that might be a secret is kept."""
     templates: dict[str, dict[str, Any] | None] = {}
     changes = {}
     async with open_target(target) as platform:

@@ -3,9 +3,10 @@
 from prefect_rollout.blocks import open_target
 from prefect_rollout.ids import Id, same_id, same_or_none
 from prefect_rollout.platforms.port import Platform
+from prefect_rollout.release.replicas import replicas_words
 from prefect_rollout.release.workload import Applied, Change, Published, Workload
 from prefect_rollout.runs import guard
-from prefect_rollout.runs.conflicts import published_between
+from prefect_rollout.runs.moves import published_between
 from prefect_rollout.runs.step import may_have_run_before, run_logger, say, step
 from prefect_rollout.text import one_line
 
@@ -15,7 +16,7 @@ async def publish_deployment(
     workload: Workload,
     change: Change,
     cluster: str,
-    replicas: int,
+    replicas: int | None,
     *,
     over: int | str | None,
     release_id: str,
@@ -30,7 +31,7 @@ async def publish_deployment(
         workload: from step 1.
         change: from step 5, or the way back to an earlier revision.
         cluster: the cluster.
-        replicas: desired replicas.
+        replicas: desired replicas; `None` to leave them unchanged.
         over: the revision that was online when the release was planned; `None` if there was none.
         release_id: identifies the release; a repeat with the same id publishes nothing new.
         target: block of the platform, as type-slug/name.
@@ -39,13 +40,20 @@ async def publish_deployment(
         QuotaExceededError: the quota of the namespace does not suffice.
         ConflictError: another write is running, or another release was published since.
     """
-    say("publish deployment", f"{one_line(cluster, 80)}, replicas {replicas}")
+    say("publish deployment", f"{one_line(cluster, 80)}, {replicas_words(replicas)}")
     key = f"{release_id}:publish:{cluster}"
     return await publish(workload, change, cluster, replicas, over=over, key=key, target=target)
 
 
 async def publish(
-    workload: Workload, change: Change, cluster: str, replicas: int, *, over: Id | None, key: str, target: str
+    workload: Workload,
+    change: Change,
+    cluster: str,
+    replicas: int | None,
+    *,
+    over: Id | None,
+    key: str,
+    target: str,
 ) -> Published:
     """Publish as `publish_deployment` does; `key` is the idempotency key of the write."""
     async with open_target(target) as platform:

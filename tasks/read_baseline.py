@@ -10,7 +10,7 @@ from prefect_rollout.platforms.port import Platform
 from prefect_rollout.release.workload import Baseline, Revision, Workload
 from prefect_rollout.runs.step import run_logger, step
 from prefect_rollout.runs.throttle import slot_released
-from prefect_rollout.settings import patience
+from prefect_rollout.settings import rollout_settings
 from prefect_rollout.text import one_line
 from prefect_rollout.verdict.status import Status
 
@@ -23,11 +23,6 @@ async def read_baseline(workload: Workload, clusters: Sequence[str], *, target: 
     """Read what each cluster runs, for the verdict to recognize new pods and for a rollback to restore it.
 
     A retry of the flow run uses the first result: its own writes do not change it.
-
-    Args:
-        workload: from step 1.
-        clusters: the clusters.
-        target: block of the platform, as type-slug/name.
     """
     async with open_target(target) as platform:
         return await baseline_of(platform, workload, clusters)
@@ -66,7 +61,7 @@ async def _status(
 ) -> dict[str, Status]:
     """Return the status of each cluster; ask again for some seconds if pods of `live` ones are missing."""
     status = await platform.status(workload, clusters)
-    pause = patience().retry_delay_seconds
+    pause = rollout_settings().retry_delay_seconds
     for _ in range(_ATTEMPTS):
         missing = [name for name in live if name not in status or status[name].pods is None]
         if not missing:

@@ -3,35 +3,28 @@
 import hashlib
 import json
 import re
-from datetime import UTC, datetime
 
-from prefect.artifacts import acreate_markdown_artifact, acreate_table_artifact
+from prefect.artifacts import acreate_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 
 from prefect_rollout.release.report import render
 from prefect_rollout.release.result import ReleaseResult
-from prefect_rollout.runs.history import KEY, changes, leave_record, table
+from prefect_rollout.runs.history import with_record
 from prefect_rollout.runs.step import step
 from prefect_rollout.text import markdown
 
 
 @step("report release", "report {result.deployment} {result.outcome.value}", cache_policy=NO_CACHE)
 async def report_release(result: ReleaseResult) -> ReleaseResult:
-    """Create artifacts that show how the release ended, and return `result`.
+    """Create an artifact that shows how the release ended, and return `result`.
 
-    They are a page for people, the result for programs, and a table of the changes in each cluster, except
-    for a dry run. The keys are the same for every release of a deployment, so that
-    the artifacts' versions are the deployment's history.
+    Its key is the same for every release of a deployment, so that its versions are the deployment's history.
     """
-    await leave_record(result)
-    description = f"{markdown(result.deployment, 80)}: {result.outcome.value}"
     await acreate_markdown_artifact(
-        render(result),
+        with_record(render(result), result),
         key=artifact_key(result, "plan" if result.dry_run else "release"),
-        description=description,
+        description=f"{markdown(result.deployment, 80)}: {result.outcome.value}",
     )
-    if rows := changes(result, datetime.now(UTC)):
-        await acreate_table_artifact(table(rows), key=artifact_key(result, KEY), description=description)
     return result
 
 

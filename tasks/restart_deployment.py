@@ -17,15 +17,7 @@ async def restart_deployment(
 
     A second attempt writes nothing if the first one took effect: the generation is newer, or there is a pod
     that the baseline does not have. If a platform reports neither and has no idempotency keys, a restart
-    whose answer was lost may be sent twice.
-
-    Args:
-        workload: from step 1.
-        cluster: the cluster.
-        online: the revision that is online and stays.
-        before: the state of the cluster before the restart.
-        release_id: identifies the release.
-        target: block of the platform, as type-slug/name.
+    whose answer was lost may be sent twice. The revision that is `online` stays.
     """
     say("restart deployment", one_line(cluster, 80))
     async with open_target(target) as platform:

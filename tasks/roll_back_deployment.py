@@ -1,6 +1,7 @@
 """Return a cluster to an earlier revision after a release that failed."""
 
 from prefect_rollout.release.progress import ROLL_BACK
+from prefect_rollout.release.replicas import replicas_words
 from prefect_rollout.release.workload import Change, Published, Workload
 from prefect_rollout.runs.step import say, step
 from prefect_rollout.tasks.publish_deployment import publish
@@ -12,7 +13,7 @@ async def roll_back_deployment(
     workload: Workload,
     change: Change,
     cluster: str,
-    replicas: int,
+    replicas: int | None,
     *,
     over: int | str | None,
     key: str,
@@ -24,7 +25,7 @@ async def roll_back_deployment(
         workload: from step 1.
         change: the way back to the earlier revision.
         cluster: the cluster.
-        replicas: desired replicas of the cluster before the release.
+        replicas: desired replicas of the cluster before the release; `None` to leave them unchanged.
         over: the revision of the release that failed.
         key: idempotency key of the write.
         target: block of the platform, as type-slug/name.
@@ -32,5 +33,6 @@ async def roll_back_deployment(
     Raises:
         ConflictError: another write is running, or another release was published since.
     """
-    say(ROLL_BACK, f"{one_line(cluster, 80)} to template {one_line(change.base, 40)}, replicas {replicas}")
+    to = f"to template {one_line(change.base, 40)}, {replicas_words(replicas)}"
+    say(ROLL_BACK, f"{one_line(cluster, 80)} {to}")
     return await publish(workload, change, cluster, replicas, over=over, key=key, target=target)

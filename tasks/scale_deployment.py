@@ -14,15 +14,8 @@ async def scale_deployment(
 ) -> Published:
     """Request the replicas. Return when the platform has accepted the write: step 7 watches the pods.
 
-    A second attempt writes nothing if the cluster already has these desired replicas.
-
-    Args:
-        workload: from step 1.
-        cluster: the cluster.
-        replicas: desired replicas, 1 to 32 (contract).
-        online: the revision that is online and stays.
-        release_id: identifies the release.
-        target: block of the platform, as type-slug/name.
+    A second attempt writes nothing if the cluster already has these desired replicas: 1 to 32 (contract).
+    The revision that is `online` stays.
     """
     say("scale deployment", f"{one_line(cluster, 80)}, replicas {replicas}")
     async with open_target(target) as platform:

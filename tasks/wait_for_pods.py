@@ -15,10 +15,10 @@ from prefect_rollout.errors import (
 )
 from prefect_rollout.release.progress import WAIT_FOR_ROLLBACK, Progress, tell
 from prefect_rollout.release.workload import Workload
-from prefect_rollout.runs.conflicts import still_online
+from prefect_rollout.runs.moves import still_online
 from prefect_rollout.runs.step import may_have_run_before, run_logger, step
 from prefect_rollout.runs.throttle import slot_released
-from prefect_rollout.settings import patience
+from prefect_rollout.settings import rollout_settings
 from prefect_rollout.verdict.expected import Expected, Grace
 from prefect_rollout.verdict.judge import judge
 from prefect_rollout.verdict.verdict import Ending, Verdict
@@ -85,7 +85,7 @@ async def _watch(
     target: str,
 ) -> Verdict:
     clusters, grace = [each.cluster for each in expected], Grace(seconds=grace_seconds)
-    longest_wait, logger = patience().longest_retry_after_seconds, run_logger()
+    longest_wait, logger = rollout_settings().longest_retry_after_seconds, run_logger()
     verdict: Verdict | None = None
     explained = ""
     async with open_target(target) as platform:
@@ -101,7 +101,7 @@ async def _watch(
                 last = look.at - started >= poll_seconds * (poll_attempts - 1) or wait > longest_wait
                 verdict = judge(expected, look, verdict, grace=grace, last=last)
                 if not error:
-                    tell(Progress(step_name, "running", verdict.counts, aloud=True))
+                    tell(Progress(step_name, "running", verdict.progress, aloud=True))
                 if verdict.ending is Ending.RELEASED:
                     logger.info("All new pods are ready: %s", verdict.counts)
                     return verdict

@@ -30,7 +30,7 @@ FROM_TEMPLATE = {
 # Prefect makes so many objects that a fifth of its processor time would go into looking for garbage.
 _START = (
     "import gc; gc.set_threshold(100_000, 50, 100); "
-    "from prefect_rollout.execution import sqlite_tuning; sqlite_tuning.install(); "
+    "from prefect_rollout.execution import local_server; local_server.tune_sqlite(); "
     "from prefect.cli import app; app()"
 )
 # Services that no test on a shared server observes.

@@ -212,11 +212,21 @@ class Zygote(forked.Zygote):
     """Starts processes that run a flow run each."""
 
     def __init__(self) -> None:
-        super().__init__("prefect_rollout.execution.resume")
+        super().__init__("prefect_rollout.execution.releases")
 
     def start(self, run_id: object, environment: dict[str, str]) -> int:
         command = [Path(__file__).with_name("execute.py"), str(run_id)]
         return forked.Process(command, {**os.environ, **environment}, stderr=2, zygote=self).pid
+
+
+async def resume(run_id: UUID) -> Any:
+    """Continue a flow run in this process; return the state in which it ends."""
+    from prefect import get_client
+
+    from prefect_rollout.execution import releases
+
+    async with get_client() as client:
+        return await releases.resume(client, await releases.find(client, str(run_id)))
 
 
 async def task_runs_of(run_id: UUID, at_least: int = 1) -> list[Any]:

@@ -83,7 +83,7 @@ def result(*clusters: ClusterResult, **changes: Any) -> ReleaseResult:
         (
             result(cluster(online=12, online_known=True), cluster("c2", online=10, online_known=True)),
             (
-                "template 12 was published to c1; template 10 was put back in c2, "
+                "template 12 was published to c1; template 10 was restored in c2, "
                 "and the cloud continues with it"
             ),
             "Roll back to undo it.",

@@ -87,7 +87,7 @@ def test_no_pattern_allows_nothing() -> None:
     ],
 )
 def test_what_is_no_pattern_is_refused(pattern: str) -> None:
-    with pytest.raises(ValueError, match="is no pattern of images"):
+    with pytest.raises(ValueError, match="is not an image pattern"):
         usable_pattern(pattern)
     with pytest.raises(ValidationError, match="allowed_images"):
         ContainerCloud(key_id=SecretStr("k"), secret_key=SecretStr("s"), allowed_images=[pattern])
@@ -115,8 +115,9 @@ def test_an_mcp_server_marks_its_runs_with_what_it_allows() -> None:
     assert Policy().tags("harbor.example") == ["allow-image:(ran before)", "allow-image:harbor.example"]
     assert Policy(images=["Harbor.example/team/"]).tags("x.example") == ["allow-image:harbor.example/team"]
     batch = FlowRun(flow_id=uuid4(), tags=["trigger:mcp", "allow-image:r.example", "x"])
-    kept = ChildRuns(client=None, batch=batch, kind="release").tags("1/web")  # type: ignore[arg-type]
-    assert kept == [f"batch:{batch.id}", "release:1/web", "allow-image:r.example"]
+    known = ChildRuns(client=None, batch=batch, kind="release")  # type: ignore[arg-type]
+    kept = known.tags("1/web", {"app_id": 1, "deployment": "web"})
+    assert kept == [f"batch:{batch.id}", "release:1/web", "app:1", "deployment:web", "allow-image:r.example"]
 
 
 def test_what_an_mcp_server_does_not_allow_is_refused_at_submission() -> None:

@@ -28,7 +28,6 @@ from prefect_rollout.errors import (
     ReleaseCancelledError,
     RolloutError,
 )
-from prefect_rollout.execution.resume import resume
 from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.release.plan import ClusterPlan, ReleasePlan
 from prefect_rollout.release.progress import Progress, listening, silence, tell
@@ -37,7 +36,7 @@ from prefect_rollout.release.result import Outcome, ReleaseResult
 from prefect_rollout.runs import approval, heartbeat
 from prefect_rollout.runs.approval import Decision, question
 from prefect_rollout.runs.heartbeat import HEARTBEAT
-from support import Cloud, lives, served
+from support import Cloud, lives, resume, served
 
 HOME: dict[str, Any] = {
     "app_id": 3290,

@@ -40,7 +40,6 @@ from prefect_rollout.errors import (
     ReleaseCancelledError,
     RolloutError,
 )
-from prefect_rollout.execution.resume import resume
 from prefect_rollout.flows import deploy_batch, deploy_latest_image
 from prefect_rollout.release.result import Outcome
 from prefect_rollout.runs.children import children_of, name_of
@@ -52,6 +51,7 @@ from support import (
     Zygote,
     lives,
     plan_of,
+    resume,
     shop,
     worker,
     written,
@@ -149,6 +149,8 @@ async def test_apps_in_four_waves_end_as_their_plan_says(make_cloud: Any) -> Non
         assert {len(runs) for runs in found.values()} == {1}
         assert len(found) == count
         some = found["1/web"][0]
+        assert some.name == "1/web → 2"
+        assert {"app:1", "deployment:web"} <= set(some.tags)
         assert some.parent_task_run_id is not None
         parent = await client.read_task_run(some.parent_task_run_id)
         assert str(parent.flow_run_id) == result.batch_id

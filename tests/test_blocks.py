@@ -190,3 +190,17 @@ def test_a_registry_that_is_no_web_address_is_refused(monkeypatch: pytest.Monkey
     with pytest.raises(ConfigurationError, match="registry_url") as wrong:
         ContainerCloud.from_environment()
     assert "s3cret" not in str(wrong.value)
+
+
+def test_outer_blanks_of_fields_do_not_count() -> None:
+    block = ContainerCloud(
+        api_url=" https://k8s.example\n",
+        key_id=SecretStr("id\n"),
+        secret_key=SecretStr("\tsecret\r\n"),
+        env="test ",
+        registry_url="harbor.example\n",
+        windows="default\n",
+    )
+    assert (block.api_url, block.env) == ("https://k8s.example", "test")
+    assert (block.key_id.get_secret_value(), block.secret_key.get_secret_value()) == ("id", "secret")
+    assert (block.registry_url, block.windows) == ("harbor.example", "default")

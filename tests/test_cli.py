@@ -386,6 +386,30 @@ def test_a_release_cancelled_in_prefect_says_so_and_can_be_continued(
     assert [entry["kind"] for entry in cloud.record] == ["template", "publish"]
 
 
+def test_runs_are_listed_and_named_by_the_first_characters_of_their_id(
+    cloud: Cloud, prefect_server: str, tmp_path: Path
+) -> None:
+    variables = {**cloud.environment, "PREFECT_API_URL": prefect_server}
+
+    def answer(*arguments: str, code: int = 0) -> tuple[dict[str, Any], str]:
+        ended = call(*arguments, "--json", home=tmp_path, **variables)
+        assert ended.returncode == code, ended.stderr
+        return json.loads(ended.stdout), ended.stderr
+
+    released, said = answer("deploy", *HOME_APP, "--poll-seconds", "0.1")
+    run_id = released["release_id"]
+    assert f"/runs/flow-run/{run_id}" in said
+    runs = answer("list", "--deployment", "qapm-home", "--limit", "1")[0]["runs"]
+    assert [(each["flow_run_id"], each["state"]) for each in runs] == [(run_id, "Completed")]
+    assert answer("cancel", run_id[:13])[0]["flow_run_id"] == run_id
+    refused, said = answer("retry", runs[0]["link"], code=2)
+    assert "has succeeded already" in refused["error"]["message"]
+    (cluster,) = answer("status", *HOME_APP)[0]["clusters"]
+    assert (cluster["online_template"], cluster["replicas"]) == (1343170, 1)
+    newest = answer("templates", *HOME_APP)[0]["templates"][0]
+    assert (newest["template_id"], newest["online_in"]) == (1343170, ["pub-bjwdt"])
+
+
 @pytest.mark.parametrize(
     ("flow", "says"),
     [

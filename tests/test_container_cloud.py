@@ -490,3 +490,14 @@ def test_a_ca_file_that_cannot_be_read_is_refused_at_once(tmp_path: Path, conten
         file.write_text(content)
     with pytest.raises(ConfigurationError, match="ca_file"):
         client(ca_file=file)
+
+
+@respx.mock
+async def test_an_error_whose_causes_lead_back_to_it_is_reported() -> None:
+    error = httpx.ConnectError("connection refused")
+    error.__cause__ = OSError("refused")
+    error.__cause__.__context__ = error
+    respx.get(f"{API}/apps/3290").mock(side_effect=error)
+    async with client() as cloud:
+        with pytest.raises(UnreachableError, match="connection refused"):
+            await cloud.workload(3290, "web")

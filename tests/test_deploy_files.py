@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import yaml
+from prefect.blocks.core import Block
 
 from prefect_rollout.blocks import ReleaseWindows, TargetBlock
 from prefect_rollout.runs import zombies
@@ -144,7 +145,8 @@ def test_the_uninstall_commands_name_everything_that_is_made_in_prefect() -> Non
     for flow in flows:
         assert f"`{flow}`" in section  # its runs
     named = {f"{flow}/{each['name']}" for flow, each in zip(flows, deployments, strict=True)}
-    blocks = {kind.get_block_type_slug() for kind in (*TargetBlock.__subclasses__(), ReleaseWindows)}
+    kinds: list[type[Block]] = [*TargetBlock.__subclasses__(), ReleaseWindows]
+    blocks = {kind.get_block_type_slug() for kind in kinds}
     (commands,) = re.findall(r"```console\n(.*?)```", section, re.DOTALL)
     words = commands.replace('"', " ").replace(";", " ").split()
     assert named | blocks <= set(words)

@@ -2,6 +2,9 @@ import pytest
 from pydantic import ValidationError
 
 from prefect_rollout.verdict.diagnosis import Category, Diagnosis
+from prefect_rollout.verdict.expected import Expected, Grace
+from prefect_rollout.verdict.judge import judge
+from prefect_rollout.verdict.status import ContainerStatus, Observation, Pod, Status
 
 STABLE = """
     InvalidImageName ImagePullError CrashLoopBackOff OOMKilled ContainerConfigError Unschedulable
@@ -67,3 +70,36 @@ def test_a_diagnosis_does_not_change_and_survives_json() -> None:
     assert Diagnosis.model_validate_json(diagnosis.model_dump_json()) == diagnosis
     with pytest.raises(ValidationError):
         diagnosis.pod = "q"  # type: ignore[misc]
+
+
+def crashing(*lines: str) -> Diagnosis:
+    """The diagnosis of a container that crashes at once; `lines` are its output."""
+    container = ContainerStatus(
+        name="web", restart_count=4, reason="CrashLoopBackOff", log_lines=list(lines) or None
+    )
+    sidecar = ContainerStatus(name="proxy", restart_count=0, log_lines=["proxy is up"])
+    pod = Pod(name="web-1", state="ContainersNotReady", template_id=2, container_status=[sidecar, container])
+    look = Observation(at=0, clusters={"c": Status(pods=[pod])})
+    grace = Grace(seconds=0)
+    found = judge([Expected(cluster="c", revision=2, replicas=1)], look, grace=grace).diagnosis
+    assert found is not None
+    return found
+
+
+def test_a_diagnosis_has_the_last_output_of_the_container_if_the_platform_delivers_it() -> None:
+    found = crashing(*(f"line {number}" for number in range(20)), "panic: \x1b[31mno such file")
+    assert found.log_lines == (*(f"line {number}" for number in range(11, 20)), "panic: �[31mno such file")
+    assert "last lines say why" in found.resolution
+
+
+def test_a_diagnosis_does_not_advise_to_read_output_that_is_not_available() -> None:
+    found = crashing()
+    assert found.log_lines == ()
+    assert found.resolution.startswith("Its output is not available here")
+
+
+def test_the_line_of_a_release_that_waits_says_what_its_pods_wait_for() -> None:
+    pods = [Pod(name=f"web-{each}", state="ErrImagePull", template_id=2) for each in range(2)]
+    look = Observation(at=0, clusters={"c": Status(pods=pods)})
+    verdict = judge([Expected(cluster="c", revision=2, replicas=2)], look, grace=Grace(seconds=30))
+    assert verdict.progress == "c 0/2, ErrImagePull"

@@ -30,7 +30,7 @@ from prefect_rollout.release.result import Outcome
 from prefect_rollout.runs import guard
 from prefect_rollout.text import markdown
 from prefect_rollout.verdict.diagnosis import Category
-from support import BIN, FAST, Cloud, eventually, shop, web
+from support import BAD_IMAGE, BIN, FAST, Cloud, eventually, shop, web
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 WEB: dict[str, Any] = {"app_id": 1, "deployment": "web", "poll_seconds": 0.1, "poll_attempts": 100}
@@ -40,6 +40,24 @@ SHORT: dict[str, Any] = {**WEB, "poll_attempts": 20}
 async def state_of(run_id: str) -> Any:
     async with get_client() as client:
         return (await client.read_flow_run(UUID(run_id))).state
+
+
+# ---- an ordinary failure --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fault", [None, {"call": "templates", "kind": "status", "status": 500}])
+async def test_a_failure_begins_with_its_reason_and_logs_no_traceback(
+    make_cloud: Any, caplog: pytest.LogCaptureFixture, fault: dict[str, Any] | None
+) -> None:
+    make_cloud(**web(BAD_IMAGE), faults=[fault] if fault else [])
+    with pytest.raises(RolloutError) as caught:
+        await deploy_latest_image(**SHORT, grace_seconds=0)
+    assert caught.value.result is not None
+    state = await state_of(caught.value.result.release_id)
+    assert (state.name, state.message) == ("Failed", str(caught.value))
+    exhausted = [record for record in caplog.records if "Retries are exhausted" in record.getMessage()]
+    assert len(exhausted) == (1 if fault else 0)
+    assert [record.message for record in caplog.records if record.exc_info] == []
 
 
 # ---- scaled before ------------------------------------------------------------------------------

@@ -39,12 +39,11 @@ from prefect.settings import PREFECT_SERVER_EVENTS_MAXIMUM_SIZE_BYTES, temporary
 from prefect.states import Cancelling, Crashed, Pending, Running
 
 from prefect_rollout.errors import InputError, ReleaseCancelledError, RolloutError
-from prefect_rollout.execution import resume
 from prefect_rollout.flows import deploy_latest_image, restart, rollback, scale
 from prefect_rollout.release.request import Action
 from prefect_rollout.release.result import ClusterResult, Outcome, ReleaseResult
 from prefect_rollout.runs import events, guard
-from support import BIN, Cloud, Zygote, task_runs_of
+from support import BIN, Cloud, Zygote, resume, task_runs_of
 
 ROOT = Path(__file__).parent.parent
 AUTOMATIONS = ROOT / "docs" / "automations"
@@ -236,7 +235,7 @@ async def test_a_retry_does_not_tell_again_what_was_published(make_cloud: Any) -
     cloud.faults()
     async with get_client() as client:
         run = await client.read_flow_run(UUID(result.release_id))
-    state = await resume.resume(run.id)
+    state = await resume(run.id)
     again_released = await state.aresult()
     assert isinstance(again_released, ReleaseResult)
     assert again_released.tries == 2
@@ -363,7 +362,8 @@ async def test_the_events_of_the_command_arrive(cloud: Cloud, prefect_api: str, 
     assert {event.payload["trigger"] for event in found} == {"cli"}
     async with get_client() as client:
         run_id = UUID(result["release_id"])
-        assert "trigger:cli" in (await client.read_flow_run(run_id)).tags
+        run = await client.read_flow_run(run_id)
+        assert {"trigger:cli", "app:3290", "deployment:qapm-home"} == set(run.tags)
         tasks = await task_runs_of(run_id, at_least=8)
     assert {tag for each in tasks for tag in each.tags} == set()
 

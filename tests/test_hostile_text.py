@@ -137,19 +137,15 @@ async def assert_tame(run_id: UUID, links: list[str], steps: int = 2) -> str:
     assert page.tags <= OURS
     assert sorted(map(str, page.targets)) == sorted(links)
     assert page.headings[0].startswith(("✅", "❌", "📋"))
-    ours = {"Clusters", "Skipped templates", "Images", "Pods at the last look", "Time"}
+    ours = {
+        "Clusters",
+        "Choice of the template",
+        "Skipped templates",
+        "Images",
+        "Pods at the last look",
+        "Time",
+    }
     assert ours >= set(page.headings[1:])
-    tables = [str(artifact.data) for artifact in artifacts if artifact.type == "table"]
-    assert len(tables) == (0 if page.headings[0].startswith("📋") else 1)  # a dry run changes nothing
-    cells = [
-        Page(cell)
-        for table in tables
-        for row in json.loads(table)
-        for cell in row.values()
-        if isinstance(cell, str)
-    ]
-    assert {tag for cell in cells for tag in cell.tags} <= {"p", "code"}
-    assert [target for cell in cells for target in cell.targets] == []
     description = Page(report.description or "")
     assert description.tags <= {"p", "code"}
     return "\n".join([*shown, page.text, description.text])
@@ -205,7 +201,7 @@ async def test_a_hostile_message_is_words_in_the_failure(shop: Cloud, tap: Tap) 
 META = {
     "a cluster of another shape": {"clusters": {NASTY: {"replica": "x"}}},
     "a cluster without replicas": {"clusters": {CLUSTER: {}}},
-    "a cluster that cannot be asked for": {"clusters": {NASTY: {"replica": 1}}},
+    "a cluster with an unusable name": {"clusters": {NASTY: {"replica": 1}}},
 }
 
 

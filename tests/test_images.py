@@ -117,7 +117,7 @@ def test_no_text_is_both_refused_and_taken(text: str) -> None:
     if is_reference(text):
         assert Reference.parse(text).repository.isascii()
     else:
-        with pytest.raises(ValueError, match="no image reference"):
+        with pytest.raises(ValueError, match="not an image reference"):
             usable_image(text)
 
 
@@ -142,7 +142,7 @@ def test_a_plan_names_the_line_of_each_image(tmp_path: Path) -> None:
     first, second = caught.value.data["mistakes"]
     assert (first["line"], first["field"]) == (5, "releases.0.images.web")
     assert first["problem"] == (
-        "'r/web:' is no image reference: no tag follows the colon: perhaps a variable is empty"
+        "'r/web:' is not an image reference: no tag follows the colon: perhaps a variable is empty"
     )
     assert (second["line"], second["field"]) == (6, "releases.1.images.web")
 
@@ -150,7 +150,7 @@ def test_a_plan_names_the_line_of_each_image(tmp_path: Path) -> None:
 def test_the_step_that_lists_images_refuses_what_another_flow_gives_it() -> None:
     template = Revision(id=1, images={"web": "x", "odd": "${OLD}"})
     assert choose_images(template) == template.images  # what the cloud holds is what runs
-    with pytest.raises(InputError, match=r"images\.web: 'r/web:' is no image reference"):
+    with pytest.raises(InputError, match=r"images\.web: 'r/web:' is not an image reference"):
         choose_images(template, {"web": "r/web:"})
 
 
@@ -171,6 +171,6 @@ def test_the_command_line_refuses_it_and_asks_nothing(tmp_path: Path) -> None:
     error: dict[str, Any] = json.loads(ended.stdout)["error"]
     assert (error["type"], error["field"]) == ("InputError", "images")
     assert ended.stderr == (
-        "Failed: images.qapm-home: 'r/web:${TAG}' is no image reference: it holds '$': perhaps a variable "
-        "was not replaced. Correct the value and start again; nothing was written.\n"
+        "Failed: images.qapm-home: 'r/web:${TAG}' is not an image reference: it holds '$': perhaps a "
+        "variable was not replaced. Correct the value and start again; nothing was written.\n"
     )

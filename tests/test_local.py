@@ -5,9 +5,8 @@ import errno
 import json
 import os
 import socket
-import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, closing, suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,9 +16,8 @@ import pytest
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.execution import daemon, earlier, endpoint, local_server, prefect_api
+from prefect_rollout.execution import daemon, endpoint, local_server, prefect_api
 from prefect_rollout.runs.guard import guarding
-from servers import new_prefect_home
 
 # ---- the endpoint -----------------------------------------------------------------------------------
 
@@ -260,9 +258,9 @@ async def test_the_password_passes_no_proxy(monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setenv("http_proxy", address)
         monkeypatch.setenv("NO_PROXY", "internal.example")
         monkeypatch.setattr(os, "environ", os.environ.copy())
-        endpoint._bypass_proxies()
-        endpoint._bypass_proxies()
-        assert os.environ["no_proxy"] == "internal.example,127.0.0.1"
+        prefect_api._bypass_proxies()
+        prefect_api._bypass_proxies()
+        assert os.environ["no_proxy"] == "internal.example,127.0.0.1,localhost,::1"
         async with httpx.AsyncClient() as client:
             # Straight there: what listens is asked for a path, not for another server's address.
             await client.get(address, headers={"Authorization": "Basic x"})
@@ -281,7 +279,7 @@ async def test_a_flow_without_a_configured_api_is_refused() -> None:
         temporary_settings(restore_defaults={PREFECT_API_URL}),
         pytest.raises(ConfigurationError, match="shares no lock") as refused,
     ):
-        async with guarding(uuid4()):
+        async with guarding():
             pass
     assert "PREFECT_API_URL" in refused.value.advice
 
@@ -303,33 +301,3 @@ def test_what_is_set_for_another_server_does_not_concern_the_local_one(tmp_path:
         assert not settings.PREFECT_API_KEY.value()
         assert not settings.PREFECT_DEFAULT_RESULT_STORAGE_BLOCK.value()
         assert settings.PREFECT_LOCAL_STORAGE_PATH.value() == tmp_path / "prefect" / "storage"
-
-
-def test_what_an_earlier_version_left_in_the_users_prefect_home_is_said_once(tmp_path: Path) -> None:
-    database = new_prefect_home(tmp_path) / "prefect.db"
-    assert earlier.left_in(database) == ""
-    assert earlier.left_in(tmp_path / "none.db") == ""
-    flow_id = str(uuid4())
-    with closing(sqlite3.connect(database)) as connection:
-        connection.execute("INSERT INTO flow (id, name) VALUES (?, 'deploy-latest-image')", [flow_id])
-        connection.execute(
-            "INSERT INTO flow_run (id, name, flow_id) VALUES (?, 'x', ?)", [str(uuid4()), flow_id]
-        )
-        connection.execute(
-            "INSERT INTO block_document (id, name, data, block_schema_id, block_type_id) "
-            "SELECT ?, 'default', '{}', schema.id, kind.id FROM block_type AS kind JOIN block_schema AS "
-            "schema ON schema.block_type_id = kind.id WHERE kind.slug = 'container-cloud' LIMIT 1",
-            [str(uuid4())],
-        )
-        connection.commit()
-    left = earlier.left_in(database)
-    assert f"{database} has 1 release, the block container-cloud/default" in left
-    said: list[str] = []
-    home = tmp_path / "local"
-    home.mkdir()
-    from prefect.settings import PREFECT_HOME
-
-    with temporary_settings({PREFECT_HOME: tmp_path}):
-        earlier.tell_once(said.append, home)
-        earlier.tell_once(said.append, home)
-    assert said == [left]

@@ -131,7 +131,7 @@ async def test_assistants_and_the_command_line_share_lock_history_and_retry(
     assert retried.returncode == 0, retried.stderr
     listed = call(cloud, home, "history", "--json")
     assert listed.returncode == 0, listed.stderr
-    rows = [json.loads(line) for line in listed.stdout.splitlines()]
+    rows = json.loads(listed.stdout)["changes"]
     assert {(row["trigger"], row["why"], row["outcome"]) for row in rows} == {
         ("mcp", "the assistant's", "cancelled"),
         ("mcp", "the assistant's", "released"),
@@ -217,7 +217,7 @@ async def test_a_release_of_the_command_line_is_open_to_nobody_and_ends_in_good_
     finally:
         process.kill()
     assert "Cancelled: cancelled by Ctrl-C" in said
-    assert re.search(r"Live at [0-9 :-]+ UTC: pub-bjwdt has template 1343170 online", said)
+    assert re.search(r"live now +[0-9 :-]+ UTC: pub-bjwdt has template 1343170 online", said)
     assert "Traceback" not in said
     assert password not in said
     # Ctrl-C does not reach the service, which others may use.

@@ -28,7 +28,7 @@ from prefect_rollout.mcp.tools import declare
 from prefect_rollout.release.plan import ReleasePlan
 from prefect_rollout.release.request import Action
 from prefect_rollout.release.result import Outcome, ReleaseResult
-from prefect_rollout.runs import events, history
+from prefect_rollout.runs import events
 from prefect_rollout.tasks.report_release import artifact_key
 from prefect_rollout.verdict import diagnosis
 from support import kinds
@@ -94,7 +94,7 @@ def events_of() -> dict[str, list[str]]:
 def artifacts() -> list[str]:
     """Return the keys of the artifacts of a release of 3290/qapm-api; a batch's has its plan's digest."""
     result = ReleaseResult(outcome=Outcome.RELEASED, app_id=3290, deployment="qapm-api", release_id="r")
-    return [artifact_key(result, kind) for kind in ("release", "plan", history.KEY)]
+    return [artifact_key(result, kind) for kind in ("release", "plan")]
 
 
 def _is(found: object, kind: type) -> bool:

@@ -8,7 +8,8 @@ from prefect_rollout.batch.plan import Plan
 from prefect_rollout.batch.result import BatchResult, hash_of, plan_of_all
 from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.release.plan import Procedure, ReleasePlan, Target, release_plan
-from prefect_rollout.release.plan_words import plan_lines
+from prefect_rollout.release.plan_words import NOTHING, plan_lines
+from prefect_rollout.release.pod_diff import FieldChange
 from prefect_rollout.release.replicas import Replicas
 from prefect_rollout.release.report import render_plan
 from prefect_rollout.release.request import Action, ReleaseRequest, Request
@@ -161,3 +162,24 @@ async def test_a_plan_that_was_confirmed_with_a_canary_does_not_confirm_a_releas
     )
     assert same.plan == shown.plan
     assert cloud.record == []
+
+
+@pytest.mark.parametrize(
+    ("after", "changes", "effect"),
+    [
+        ("r/w:2", [], "; pods are replaced"),
+        ("r/w:1", [FieldChange(path="spec.x", what="changed")], "; image unchanged, pods restart"),
+    ],
+)
+def test_a_plan_says_if_pods_are_replaced(after: str, changes: list[FieldChange], effect: str) -> None:
+    plan = planned("c1")
+    (cluster,) = plan.clusters
+    changed = cluster.model_copy(update={"images": {"web": after}, "changes": changes})
+    first = plan_lines(plan.model_copy(update={"clusters": [changed]}))[1]
+    assert first.endswith(effect), first
+
+
+def test_a_plan_that_changes_nothing_names_no_template() -> None:
+    said = plan_lines(planned())
+    assert NOTHING in said
+    assert not [line for line in said if line.startswith("  c1")]

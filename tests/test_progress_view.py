@@ -2,12 +2,25 @@
 
 import io
 import re
+import sys
+from typing import Any
 
+import pytest
 from rich.console import Console
 
+from prefect_rollout.batch.result import BatchResult, Row, Stage, show
+from prefect_rollout.cli import output
 from prefect_rollout.cli.progress_view import LiveProgress
 from prefect_rollout.mcp.types import steps_done, steps_of
-from prefect_rollout.release.progress import ROLL_BACK, STEPS, WAIT_FOR_ROLLBACK, Progress, steps_with, tell
+from prefect_rollout.release.progress import (
+    ROLL_BACK,
+    STEPS,
+    STEPS_OF,
+    WAIT_FOR_ROLLBACK,
+    Progress,
+    steps_with,
+    tell,
+)
 from prefect_rollout.release.result import Outcome, ReleaseResult
 
 PROBLEM = "after 9 s: 0 of 2 new pods ready in pub-bjwdt; bad-image-5d8f7c9b4-x2x7q: ErrImagePull for 9 s"
@@ -30,10 +43,70 @@ def shown(progress: list[Progress], *, terminal: bool) -> str:
     """Return the final output, with colours if it is a terminal."""
     written = io.StringIO()
     console = Console(file=written, width=80, force_terminal=terminal, color_system="standard")
-    with LiveProgress(console).showing():
+    with LiveProgress(console).showing("deploy-latest-image", {}):
         for each in progress:
             tell(each)
     return written.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("flow", "parameters", "action"),
+    [
+        ("deploy-latest-image", {}, "deploy"),
+        ("deploy-latest-image", {"dry_run": True}, "dry run"),
+        ("deploy-latest-image", {"approval": "before-release"}, "deploy with approval"),
+        ("rollback", {}, "rollback"),
+        ("rollback", {"dry_run": True}, "dry run of a rollback"),
+        ("restart", {"dry_run": True}, "dry run of a restart"),
+        ("scale", {}, "scale"),
+    ],
+)
+def test_the_counter_of_steps_never_jumps(flow: str, parameters: dict[str, Any], action: str) -> None:
+    written = io.StringIO()
+    steps = STEPS_OF[action]
+    with LiveProgress(Console(file=written, width=80)).showing(flow, parameters):
+        for step in steps:
+            tell(Progress(step, "done"))
+    numbers = [line.partition(" ")[0] for line in written.getvalue().splitlines()]
+    assert numbers == [f"{number}/{len(steps)}" for number in range(1, len(steps) + 1)]
+
+
+LONG = "3290/a-deployment-with-quite-a-long-name-of-its-own-in-production-beijing-and-more"
+
+
+def batch_of(*names: str) -> BatchResult:
+    rows = [
+        Row(name=name, app_id=1, deployment=name, wave=1, stage=Stage.FAILED, detail="no pod " * 60)
+        for name in names
+    ]
+    return BatchResult(batch_id="b", plan_digest="d", releases=rows, wave=1, waves=1)
+
+
+def test_a_batch_shows_no_steps_before_its_releases_and_never_cuts_a_name() -> None:
+    written = io.StringIO()
+    console = Console(file=written, width=80, force_terminal=True, color_system=None)
+    with LiveProgress(console).showing("deploy-batch", {}):
+        pass
+    assert not [step for step in STEPS if step in written.getvalue()]
+    with LiveProgress(console).showing("deploy-batch", {}):
+        show(batch_of("web", LONG))
+    last = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", written.getvalue().split("\x1b[2K")[-1])
+    assert LONG in "".join(line[2:48].strip() for line in last.splitlines() if "wave" not in line)
+    assert max(map(len, last.splitlines())) <= 80
+
+
+def test_the_spinner_is_for_terminals_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def written(*, terminal: bool, arguments: tuple[str, ...] = ()) -> str:
+        file = io.StringIO()
+        monkeypatch.setattr(output, "err", Console(file=file, width=80, force_terminal=terminal))
+        monkeypatch.setattr(sys, "argv", ["prefect-rollout", *arguments])
+        with output.waiting("Connecting to Prefect"):
+            pass
+        return file.getvalue()
+
+    assert re.search(r"Connecting to Prefect.* 0:00:00|Connecting to Prefect", written(terminal=True))
+    assert written(terminal=False) == ""
+    assert written(terminal=True, arguments=("--json",)) == ""
 
 
 def rows(progress: list[Progress]) -> list[str]:
@@ -57,12 +130,12 @@ def test_on_a_terminal_the_step_that_failed_is_red_and_the_rollback_has_rows_of_
 def test_in_lines_the_rollback_is_told_after_the_step_that_failed() -> None:
     lines = shown(ROLLED_BACK, terminal=False).splitlines()
     assert f"7/8 wait for pods failed: {PROBLEM} (9.0 s)" in lines
-    assert lines[lines.index("8/10 roll back running: to what was online before") :] == [
-        "8/10 roll back running: to what was online before",
-        "8/10 roll back done: pub-bjwdt to template 1343120, replicas 2 (0.1 s)",
-        "9/10 wait for rollback running: pub-bjwdt 2/2",
-        "9/10 wait for rollback done: pub-bjwdt 2/2 (3.0 s)",
-        "10/10 report release done (0.1 s)",
+    assert lines[lines.index("rollback 1/2 roll back running: to what was online before") :] == [
+        "rollback 1/2 roll back running: to what was online before",
+        "rollback 1/2 roll back done: pub-bjwdt to template 1343120, replicas 2 (0.1 s)",
+        "rollback 2/2 wait for rollback running: pub-bjwdt 2/2",
+        "rollback 2/2 wait for rollback done: pub-bjwdt 2/2 (3.0 s)",
+        "8/8 report release done (0.1 s)",
     ]
 
 

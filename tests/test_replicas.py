@@ -120,6 +120,18 @@ def test_a_plan_says_that_the_number_of_pods_changes_back() -> None:
     assert plan.plan_hash == planned().plan_hash  # it writes 1 either way
 
 
+def test_replicas_that_others_set_are_not_changed() -> None:
+    kept_or_released = (kept(3, PODS, None), released(3, PODS, None), now(3, None))
+    assert kept_or_released == (Replicas(None), Replicas(None), Replicas(3))
+    plan = planned(replicas=released(3, pods(3), None), desired=3, pods=pods(3))
+    assert plan.clusters[0].replicas is None
+    assert "pods 3, replicas not changed" in "\n".join(plan_lines(plan))
+    assert "3, replicas not changed" in render_plan(plan)
+    assert planned(replicas=Replicas(None), images=REVISION.images, pods=pods(4), desired=3).nothing
+    cluster = ClusterResult(cluster="c", replicas=None, desired=4, ready=4, online=5, running=4)
+    assert (cluster.wanted, "4 pods of any template Running, 4 wanted" in cluster.live) == (4, True)
+
+
 def test_a_plan_does_not_say_that_nothing_changes_where_the_desired_number_does() -> None:
     assert planned(images=REVISION.images, desired=1).nothing
     assert not planned(images=REVISION.images, desired=3).nothing

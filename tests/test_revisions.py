@@ -50,7 +50,8 @@ from prefect_rollout.release.revisions import (
 )
 from prefect_rollout.release.workload import Baseline, Revision, Workload
 from prefect_rollout.runs.approval import question
-from prefect_rollout.runs.records import RECORD, deployment_tags, revision_tag
+from prefect_rollout.runs.flow_runs import deployment_tags
+from prefect_rollout.runs.records import RECORD, revision_tag
 from prefect_rollout.tasks import choose_rollback, find_where_live, get_template
 from support import Cloud
 
@@ -181,8 +182,8 @@ def test_the_newest_that_failed_nowhere_is_chosen_and_what_is_skipped_is_told() 
     chosen = choose(revisions, known, option="--template-id")
     assert chosen.revision == Revision(id=161)
     assert chosen.notes == [
-        "163 is skipped: its release failed on 2026-11-26 10:12 UTC; `--template-id 163` takes it anyway",
-        "162 is skipped: its release failed on 2026-11-26 10:12 UTC; `--template-id 162` takes it anyway",
+        "163 is skipped: its release failed on 2026-11-26 10:12 UTC; --template-id 163 takes it anyway",
+        "162 is skipped: its release failed on 2026-11-26 10:12 UTC; --template-id 162 takes it anyway",
     ]
     assert not chosen.unknown
 
@@ -193,7 +194,7 @@ def test_in_a_cluster_what_happened_elsewhere_does_not_count() -> None:
     assert chosen == Choice(
         Revision(id=162),
         [
-            f"163 is skipped in c1: {GONE.why}; `--to-template 163` takes it anyway",
+            f"163 is skipped in c1: {GONE.why}; --to-template 163 takes it anyway",
         ],
     )
     assert choose([Revision(id=163)], known, option="--to-template", cluster="c2").revision == Revision(
@@ -259,7 +260,7 @@ def test_the_description_names_the_run_that_made_a_template(
     assert Template(id=1, description=description).revision.made_by == made_by
 
 
-NOTE = "161 is skipped: its release failed on 2026-11-26 10:12 UTC; `--template-id 161` takes it anyway"
+NOTE = "161 is skipped: its release failed on 2026-11-26 10:12 UTC; --template-id 161 takes it anyway"
 
 
 def test_every_place_says_what_was_skipped(capfd: pytest.CaptureFixture[str]) -> None:
@@ -272,7 +273,7 @@ def test_every_place_says_what_was_skipped(capfd: pytest.CaptureFixture[str]) ->
         clusters=[ClusterResult(cluster="c1", replicas=1, template=162, template_before=160)],
     )
     assert "161 is skipped: its release failed on 2026-11-26 10:12 UTC" in render(result)
-    assert end(result, None, None) == 0
+    assert end(result).code == 0
     assert NOTE in capfd.readouterr().err
     record = result.model_dump(mode="json")
     assert NOTE in types.result_fields(record)["notes"][0]
@@ -282,9 +283,9 @@ def test_every_place_says_what_was_skipped(capfd: pytest.CaptureFixture[str]) ->
         batch_id="b", plan_digest="d", waves=1, releases=[row], outcome=Outcome.RELEASED
     )
     assert "161 is skipped: its release failed on 2026-11-26 10:12 UTC" in batch.render(whole)
-    assert end(whole, None, None) == 0
+    assert end(whole).code == 0
     assert f"web: {NOTE}." in capfd.readouterr().err
-    ((listed,), _) = types.rows_of([row.model_dump(mode="json")])
+    (listed,) = types.rows_of([row.model_dump(mode="json")])["releases"]
     assert NOTE in listed.notes[0]
 
 
@@ -394,7 +395,7 @@ async def test_where_nothing_but_failed_ones_is_left_the_error_says_how_to_take_
     assert said.startswith(
         "get template: no template of web was released: 12 is skipped: its release was cancelled on "
     )
-    assert "`--template-id 12` takes it anyway; 11 is skipped: its release failed on " in said
+    assert "--template-id 12 takes it anyway; 11 is skipped: its release failed on " in said
     assert said.endswith("Name the template to release with template_id.")
 
 
@@ -524,7 +525,7 @@ async def test_a_version_that_failed_does_not_come_back(make_cloud: Any) -> None
     assert (plan.base_template_id, plan.unknown) == (10, [])
     (note,) = plan.notes
     assert note.startswith("11 is skipped: its release failed on 20")
-    assert note.endswith(" UTC; `--template-id 11` takes it anyway")
+    assert note.endswith(" UTC; --template-id 11 takes it anyway")
     assert f"{note}." in plan_lines(plan)
     assert note in summary(plan)
     request = ReleaseRequest.of(app_id=1, deployment="web")

@@ -17,7 +17,8 @@ from prefect_rollout.errors import (
     InputError,
     RolloutError,
 )
-from prefect_rollout.execution.worker import RolloutWorker, deploy_flows
+from prefect_rollout.execution import setup
+from prefect_rollout.execution.worker import RolloutWorker
 from prefect_rollout.flows import deploy_latest_image
 from prefect_rollout.mcp import flow_runs, follow
 from prefect_rollout.mcp.connection import Api, opened
@@ -27,7 +28,7 @@ from prefect_rollout.mcp.session import Session
 from prefect_rollout.mcp.untrusted import unlisted
 from prefect_rollout.platforms.container_cloud.exchange import cloud_identity
 from prefect_rollout.release import pod_diff
-from prefect_rollout.runs.labels import UNLISTED
+from prefect_rollout.release.images import UNLISTED
 from prefect_rollout.runs.lock import lock_name
 from support import Cloud
 
@@ -189,8 +190,9 @@ async def test_over_http_who_asks_is_what_the_client_says(
     cloud: Cloud, assistant_api: Api, stdio: bool, verified: bool
 ) -> None:
     assert cloud.record == []
-    async with RolloutWorker("doors"):  # makes the pool, and executes nothing
-        await deploy_flows("doors")
+    async with get_client() as client:
+        async for _ in setup.apply(client, "doors", RolloutWorker.type):
+            pass
     server = Server(Session(Policy(deployments=["qapm-*"]), Path("unused")), stdio=stdio)
     async with Client(server, mode="2026-07-28") as client:
         asked = {"app_id": 3290, "deployment": "qapm-home", "wait_seconds": 0}

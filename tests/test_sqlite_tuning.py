@@ -12,7 +12,7 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from prefect_rollout.execution import sqlite_tuning
+from prefect_rollout.execution import local_server
 
 
 def open_cursors() -> int:
@@ -53,20 +53,20 @@ async def fail(path: Path) -> int:
 @pytest.fixture(autouse=True)
 def _installed() -> Iterator[None]:
     """The tuning, in this process for one test."""
-    sqlite_tuning.install()
+    local_server.tune_sqlite()
     yield
-    event.remove(Engine, "handle_error", sqlite_tuning.close_cursor)
-    event.remove(Engine, "before_cursor_execute", sqlite_tuning.begin_as_writer)
+    event.remove(Engine, "handle_error", local_server.close_cursor)
+    event.remove(Engine, "before_cursor_execute", local_server.begin_as_writer)
 
 
 @pytest.mark.usefixtures("no_collection")
 async def test_a_failed_statement_leaves_no_cursor_to_the_garbage_collector(tmp_path: Path) -> None:
     assert await fail(tmp_path / "with") == 0
-    event.remove(Engine, "handle_error", sqlite_tuning.close_cursor)
+    event.remove(Engine, "handle_error", local_server.close_cursor)
     try:
         assert await fail(tmp_path / "without") == 1, "SQLAlchemy closes it itself: the module can go"
     finally:
-        event.listen(Engine, "handle_error", sqlite_tuning.close_cursor)
+        event.listen(Engine, "handle_error", local_server.close_cursor)
 
 
 async def count_up(database: AioSqliteConfiguration, engine: AsyncEngine) -> None:
@@ -94,10 +94,10 @@ async def counted_up(path: Path, times: int) -> int:
 
 async def test_transactions_that_read_and_then_write_wait_for_each_other(tmp_path: Path) -> None:
     assert await counted_up(tmp_path / "with", 8) == 8
-    event.remove(Engine, "before_cursor_execute", sqlite_tuning.begin_as_writer)
+    event.remove(Engine, "before_cursor_execute", local_server.begin_as_writer)
     try:
         with pytest.raises(ExceptionGroup) as refused:
             await counted_up(tmp_path / "without", 8)
     finally:
-        event.listen(Engine, "before_cursor_execute", sqlite_tuning.begin_as_writer, retval=True)
+        event.listen(Engine, "before_cursor_execute", local_server.begin_as_writer, retval=True)
     assert refused.group_contains(OperationalError, match="database is locked")

@@ -94,6 +94,21 @@ def test_no_cluster_at_all_is_not_released() -> None:
     assert judge([], look(), last=True).diagnosis is not None
 
 
+def test_replicas_that_others_set_are_the_ones_that_the_platform_reports() -> None:
+    def look_at(desired: int | None) -> Observation:
+        state = {"desired": desired, "pods": LABELLED}
+        return observed(0, {"a": {"cluster": "a", "deployment": {"podState": state}, "pods": LABELLED}})
+
+    wanted = [expected(replicas=None)]
+    assert judge(wanted, look_at(2)).released
+    waiting = judge(wanted, look_at(3))
+    assert (waiting.ending, waiting.counts) == (Ending.WAITING, "a 2/3")
+    unknown = judge(wanted, look_at(None), last=True)
+    assert (unknown.ending, unknown.counts) == (Ending.TIMED_OUT, "a 2/?")
+    assert "the desired replicas are not reported" in unknown.explain()
+    assert not judge(wanted, look_at(None), judge(wanted, look_at(None))).released
+
+
 def test_many_pods_are_named_up_to_a_number() -> None:
     listed = [{"name": f"n{i}", "state": "Pending", "templateId": 2} for i in range(9)]
     assert "and 4 more" in judge([expected(replicas=9)], look(a=listed)).explain(most=5)

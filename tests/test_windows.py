@@ -302,10 +302,10 @@ class TestPrefectsConventions(BlockStandardTestSuite):
         ),
         (
             {"start": "2026-02-30", "end": "2026-03-01"},
-            "rules.1.start: Value error, of 'x': '2026-02-30' is no day",
+            "rules.1.start: Value error, of 'x': '2026-02-30' is neither a day",
         ),
         ({"start": "2026-02-20", "end": "0001-01-01"}, "years are 2000 to 2200"),
-        ({"start": "2026-02-20T10:00+08:00", "end": "2026-03-01"}, "the time zone is a field of its own"),
+        ({"start": "2026-02-20T10:00+08:00", "end": "2026-03-01"}, "give the time zone in its own field"),
         ({"start": "2026-02-20", "end": "2026-02-19"}, "end of 'x': it is not after start"),
         ({"start": "2026-02-20T10:00", "end": "2026-02-20T10:00"}, "end of 'x': it is not after start"),
         (
@@ -403,7 +403,7 @@ def test_a_time_zone_has_the_rules_of_the_package_whatever_the_machine_has() -> 
     ],
 )
 def test_a_date_has_one_form(text: str) -> None:
-    with pytest.raises(ValidationError, match="is no day such as 2026-12-24 and no moment such as"):
+    with pytest.raises(ValidationError, match="is neither a day such as 2026-12-24 nor a moment such as"):
         Rule(name="x", start=text, end="2027-01-01")
 
 

@@ -52,7 +52,7 @@ from datetime import UTC, datetime
 from typing import Any, ClassVar
 
 from prefect_rollout.text import one_line, when
-from prefect_rollout.verdict.diagnosis import Category, Diagnosis
+from prefect_rollout.verdict.diagnosis import Category, Diagnosis, resolution_of
 from prefect_rollout.verdict.verdict import Verdict
 
 _SHOWN = ("status", "code", "request_id")  # in the message; the rest of `data` is for programs
@@ -73,6 +73,13 @@ class RolloutError(Exception):
     passes: ClassVar[bool] = False
     advice: str = "Read the flow run's log for the circumstances."
     retryable: bool = False
+
+    def __init_subclass__(cls, **attributes: Any) -> None:
+        """Set the attributes in the head of a class; its category gives its advice unless it has its own."""
+        for name, value in attributes.items():
+            setattr(cls, name, value)
+        if "category" in vars(cls) and "advice" not in vars(cls):
+            cls.advice = resolution_of(cls.category)
 
     def __init__(
         self,
@@ -157,18 +164,14 @@ class RolloutError(Exception):
         }
 
 
-class InputError(RolloutError):
+class InputError(RolloutError, category=Category.INVALID_INPUT):
     """A value of the caller cannot be used. Raised before any request or write."""
 
-    category = Category.INVALID_INPUT
     advice = "Correct the value and start again; nothing was written."
 
 
-class ConfigurationError(RolloutError):
+class ConfigurationError(RolloutError, category=Category.CONFIGURATION):
     """A block, an environment variable or a file is missing or unusable."""
-
-    category = Category.CONFIGURATION
-    advice = "Run `prefect-rollout configure`, or correct the block in the Prefect UI."
 
     @property
     def may_pass(self) -> bool:
@@ -176,10 +179,9 @@ class ConfigurationError(RolloutError):
         return self.retryable or bool(self.data.get("prefect_api"))
 
 
-class NotFoundError(RolloutError):
+class NotFoundError(RolloutError, category=Category.NOT_FOUND):
     """The platform does not have an object of that name. `kind` is its noun, such as `deployment`."""
 
-    category = Category.NOT_FOUND
     kind: ClassVar[str] = "object"
 
     @classmethod
@@ -196,66 +198,57 @@ class NotFoundError(RolloutError):
         self.advice = type(self).advice
 
 
-class AppNotFoundError(NotFoundError):
+class AppNotFoundError(NotFoundError, kind="app"):
     """The platform has no app with that id."""
 
-    kind = "app"
     advice = "Look up the app's id in the cloud's console; the key must belong to its project."
 
 
-class DeploymentNotFoundError(NotFoundError):
+class DeploymentNotFoundError(NotFoundError, kind="deployment"):
     """The app has no deployment with exactly that name."""
 
-    kind = "deployment"
     advice = "Look up the deployment's name in the cloud's console."
 
 
-class TemplateNotFoundError(NotFoundError):
+class TemplateNotFoundError(NotFoundError, kind="template"):
     """The deployment has no template with that id."""
 
-    kind = "template"
     advice = "Leave the template id empty to release the newest template."
 
 
-class NoTemplateError(NotFoundError):
+class NoTemplateError(NotFoundError, kind="template"):
     """The deployment has no template, or none that was released."""
 
-    kind = "template"
     advice = "Create the deployment's first template in the cloud's console."
 
 
-class NoPreviousTemplateError(NotFoundError):
+class NoPreviousTemplateError(NotFoundError, kind="template"):
     """The history has no released template that was online before the current one."""
 
-    kind = "template"
     advice = "Name the template to go back to with to_template."
 
 
-class ClusterNotFoundError(NotFoundError):
+class ClusterNotFoundError(NotFoundError, kind="cluster"):
     """The deployment does not have that cluster."""
 
-    kind = "cluster"
     advice = "Add the cluster to the deployment in the cloud's console first."
 
 
-class ContainerNotFoundError(NotFoundError):
+class ContainerNotFoundError(NotFoundError, kind="container"):
     """The template has no container of that name, or none at all."""
 
-    kind = "container"
     advice = "Name a container that the template has."
 
 
-class WorkloadError(RolloutError):
+class WorkloadError(RolloutError, category=Category.WORKLOAD):
     """The deployment's configuration cannot be read, or lacks what a release needs."""
 
-    category = Category.WORKLOAD
     advice = "Complete the deployment's clusters and replicas in the cloud's console; nothing was written."
 
 
-class TemplateError(RolloutError):
+class TemplateError(RolloutError, category=Category.TEMPLATE):
     """The template cannot be released."""
 
-    category = Category.TEMPLATE
     advice = "Choose another template; nothing was written."
 
 
@@ -267,17 +260,15 @@ class UnreadableTemplateError(TemplateError):
     """The template's text is not an apps/v1 Deployment."""
 
 
-class UpgradeError(RolloutError):
+class UpgradeError(RolloutError, category=Category.TEMPLATE):
     """The upgrade did not leave exactly one new template to publish."""
 
-    category = Category.TEMPLATE
     advice = "Nothing was published. Look at the deployment's templates in the cloud's console."
 
 
-class PlatformError(RolloutError):
+class PlatformError(RolloutError, category=Category.REJECTED):
     """The platform refused or failed. `data` has `status`, `code` and `request_id`."""
 
-    category = Category.REJECTED
     advice = "Give the request id to the cloud's operators."
 
     @property
@@ -286,40 +277,24 @@ class PlatformError(RolloutError):
         return self.passes or self.retryable or (self.result is not None and self.result.wrote)
 
 
-class AuthenticationError(PlatformError):
+class AuthenticationError(PlatformError, category=Category.UNAUTHENTICATED):
     """401: the platform does not accept the key, the signature, the clock or the nonce."""
 
-    category = Category.UNAUTHENTICATED
-    advice = "Check the block's key id and secret key with `prefect-rollout configure`."
 
-
-class AccessDeniedError(PlatformError):
+class AccessDeniedError(PlatformError, category=Category.ACCESS_DENIED):
     """403: the key may not do this, or the cluster is not allowed for the app."""
 
-    category = Category.ACCESS_DENIED
-    advice = "Ask the app's administrators for a key with the right to release it there."
 
-
-class QuotaExceededError(AccessDeniedError):
+class QuotaExceededError(AccessDeniedError, category=Category.QUOTA_EXCEEDED, passes=True):
     """403, sub-code 403001: the namespace's quota is not sufficient."""
 
-    category = Category.QUOTA_EXCEEDED
-    passes = True
-    advice = "Free or raise the namespace's quota."
 
-
-class RejectedError(PlatformError):
+class RejectedError(PlatformError, category=Category.REJECTED):
     """The platform refuses the request, and a repeat does not change that."""
 
-    category = Category.REJECTED
-    advice = "Correct what the message names, then start again."
 
-
-class ConflictError(PlatformError):
+class ConflictError(PlatformError, category=Category.CONFLICT):
     """409: another publish is running (409001, retryable), or an idempotency key was used before."""
-
-    category = Category.CONFLICT
-    advice = "Wait for the other publish to end."
 
     @property
     def may_pass(self) -> bool:
@@ -327,49 +302,31 @@ class ConflictError(PlatformError):
         return self.retryable
 
 
-class OverloadedError(PlatformError):
+class OverloadedError(PlatformError, category=Category.OVERLOADED, retryable=True):
     """429 or 503: the platform is overloaded. `retry_after` has the seconds that it asked to wait."""
 
-    category = Category.OVERLOADED
-    retryable = True
-    advice = "Wait until the cloud has recovered."
 
-
-class ServerFaultError(PlatformError):
+class ServerFaultError(PlatformError, category=Category.SERVER_FAULT, retryable=True):
     """500, 502, 504: the platform failed; a write may have taken effect."""
 
-    category = Category.SERVER_FAULT
-    retryable = True
-    advice = "Wait until the cloud has recovered."
 
-
-class UnreachableError(PlatformError):
+class UnreachableError(PlatformError, category=Category.UNREACHABLE, retryable=True):
     """No answer: refused, reset or timed out; a write may have taken effect."""
 
-    category = Category.UNREACHABLE
-    retryable = True
-    advice = "Check the network and the block's api_url."
 
-
-class UnusableAnswerError(PlatformError):
+class UnusableAnswerError(PlatformError, category=Category.UNUSABLE_ANSWER):
     """The platform's answer does not follow its contract."""
 
-    category = Category.UNUSABLE_ANSWER
-    advice = "Check that the block's api_url is the cloud's Open API and not a login page or a proxy."
 
-
-class SkippedError(RolloutError):
+class SkippedError(RolloutError, category=Category.CANCELLED):
     """The run is late, or a newer run supersedes it. No request was sent to the platform."""
 
-    category = Category.CANCELLED
     advice = "Start a new run to release it anyway."
 
 
-class LockedError(RolloutError):
+class LockedError(RolloutError, category=Category.LOCKED, passes=True):
     """Another release of the same deployment and cluster is running. Nothing was written."""
 
-    category = Category.LOCKED
-    passes = True
     advice = "Wait for it to end, or cancel it."
 
     @classmethod
@@ -387,44 +344,36 @@ class LockedError(RolloutError):
         return cls(problem, advice=advice, locks=list(locks))
 
 
-class WindowClosedError(RolloutError):
+class WindowClosedError(RolloutError, category=Category.WINDOW_CLOSED, passes=True):
     """A window is closed. `data`: `windows`, `block`, `clusters`, `reopens` (ISO 8601, if within a year)."""
 
-    category = Category.WINDOW_CLOSED
-    passes = True
     advice = (
         "Start again when the window is open, or with window_wait_seconds to wait for it. "
         "If the release cannot wait, give the reason as break_glass."
     )
 
 
-class PlanChangedError(RolloutError):
+class PlanChangedError(RolloutError, category=Category.CONFLICT):
     """The plan of the release has changed. `data` has `plan_hash` and `expect_plan`."""
 
-    category = Category.CONFLICT
     advice = "Nothing was written. Make a new dry run and check its plan."
 
 
-class LockLostError(RolloutError):
+class LockLostError(RolloutError, category=Category.LOCKED, passes=True):
     """The release must stop writing: its lock is lost, or another process continues the run."""
 
-    category = Category.LOCKED
-    passes = True
-    advice = "See whether another process continues this run."
+    advice = "Check whether another process continues this run."
 
 
-class UnforeseenError(RolloutError):
+class UnforeseenError(RolloutError, passes=True):
     """An unexpected error. The flow run's log has its `__cause__`."""
 
-    passes = True
     advice = "Read the flow run's log, and report what it says to the maintainers."
 
 
-class ReleaseError(RolloutError):
+class ReleaseError(RolloutError, category=Category.UNKNOWN_STATE, passes=True):
     """The release failed after its start. `verdict` is the last one on its clusters."""
 
-    category = Category.UNKNOWN_STATE
-    passes = True
     verdict: Verdict | None = None
     advice = "Look at the named pods in the cloud's console."
 
@@ -477,10 +426,9 @@ class RollbackFailedError(ReleaseError):
         return {**super().to_dict(), "cause": self.cause}
 
 
-class ReleaseCancelledError(ReleaseError):
+class ReleaseCancelledError(ReleaseError, category=Category.CANCELLED):
     """A person cancelled the release. Earlier writes stay; nothing more is written."""
 
-    category = Category.CANCELLED
     advice = "Look at what is live; roll back to undo what was published."
 
 

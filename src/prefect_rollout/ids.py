@@ -98,8 +98,8 @@ def usable_cluster(name: str) -> str:
     """Return `name` if the platform's API accepts it as the name of a cluster.
 
     Raises:
-        ValueError: it is not a usable id, or holds a comma, which joins names in a query.
+        ValueError: it is not a usable id, or contains a comma, which separates names in a query.
     """
     if "," in name:
-        raise ValueError("a cluster's name holds no comma; several clusters are given as a list")
+        raise ValueError("a cluster's name must not contain a comma; give several clusters as a list")
     return str(usable_id(name))

@@ -28,6 +28,11 @@ def one_line(text: object, limit: int = 300) -> str:
     return shown if len(shown) <= limit and len(whole) <= limit * 4 else shown[: limit - 1] + "…"
 
 
+def number(count: int | None) -> str:
+    """Return a count, or `?` if it is unknown."""
+    return "?" if count is None else str(count)
+
+
 def when(moment: datetime | None) -> str:
     """Return a moment to the minute, in UTC: `2026-11-26 10:12 UTC`."""
     return f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC" if moment else "an unknown time"

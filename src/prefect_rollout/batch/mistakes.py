@@ -42,12 +42,9 @@ def same_mistake(details: Any) -> InitErrorDetails:
 
 
 def in_words(error: ValidationError, values: Any, keys: Callable[[Path], Sequence[str]]) -> dict[Path, str]:
-    """Return a clause for each path. Errors from the branches of a union are merged.
+    """Return a clause for each path in `values`, the validated input. A union's errors are merged.
 
-    Args:
-        error: the pydantic error.
-        values: the validated input.
-        keys: returns the keys that the model allows at the path of an unknown key.
+    `keys` returns the keys that the model allows at the path of an unknown key.
     """
     clauses: dict[Path, list[str]] = {}
     for details in error.errors(include_url=False):

@@ -12,9 +12,7 @@ the same mistakes. A `Plan` object has none, except that the blocks of its targe
 see `Plan.refuse_targets`. The only I/O here is reading the file.
 """
 
-import hashlib
 import heapq
-import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -64,6 +62,7 @@ from prefect_rollout.release.request import (
     ReleaseRequest,
     Seconds,
 )
+from prefect_rollout.release.workload import digest
 from prefect_rollout.text import one_line
 
 LARGEST_FILE = 2**20  # bytes; a thousand releases with all their options take less than half
@@ -271,8 +270,7 @@ class Plan(Checked):
     @property
     def digest(self) -> str:
         """Twelve hexadecimal digits that identify the content of the plan."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True)
-        return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:12]
+        return digest(self.model_dump(mode="json"))[:12]
 
     @property
     def procedure(self) -> dict[str, Any]:
@@ -305,10 +303,7 @@ class Plan(Checked):
     def ready(self, done: Collection[str], failed: Collection[str], running: Collection[str]) -> Ready:
         """Return what may start now, given the names of the releases in each state.
 
-        Args:
-            done: succeeded.
-            failed: failed, timed out, crashed or cancelled.
-            running: started and not ended.
+        Releases that timed out, crashed or were cancelled count as failed.
         """
         succeeded, failing, active = set(done), set(failed), set(running)
         failures = sum(release.name in failing for release in self.releases)

@@ -1,11 +1,7 @@
 """The result of a batch: a row for each release, and the page for people. Pure."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, ClassVar
@@ -16,8 +12,10 @@ from prefect_rollout.batch.plan import Plan
 from prefect_rollout.release.aftermath import NOTHING_TO_UNDO, UNDO_BATCH, Aftermath, listed
 from prefect_rollout.release.plan import ReleasePlan
 from prefect_rollout.release.plan_words import plan_lines, summary
+from prefect_rollout.release.progress import Listeners
 from prefect_rollout.release.report import render_plan
 from prefect_rollout.release.result import Outcome, ReleaseResult
+from prefect_rollout.release.workload import digest
 from prefect_rollout.text import link, markdown, one_line, table
 from prefect_rollout.verdict.diagnosis import Diagnosis
 
@@ -278,16 +276,8 @@ def plans_in_words(result: BatchResult) -> str:
 
 
 def hash_of(plan: Plan, approval: str, releases: Mapping[str, str]) -> str:
-    """Return the hash of everything that decides what a batch writes.
-
-    Args:
-        plan: the batch.
-        approval: when a person has to approve.
-        releases: `{name: plan hash}` of its releases.
-    """
-    decisive = [plan.procedure, approval, sorted(releases.items())]
-    canonical = json.dumps(decisive, sort_keys=True).encode("utf-8", "surrogatepass")
-    return hashlib.sha256(canonical).hexdigest()[:16]
+    """Return the hash of everything that decides what a batch writes; `releases` is `{name: plan hash}`."""
+    return digest([plan.procedure, approval, sorted(releases.items())])[:16]
 
 
 def procedure_words(plan: Plan, approval: str) -> str:
@@ -338,7 +328,7 @@ def row_line(row: Row) -> str:
     seconds = "" if row.seconds is None else f" in {row.seconds:.0f} s"
     detail = f": {one_line(row.why, 400)}" if row.why else ""
     return (
-        f"{one_line(row.name, 120)} {row.stage}"
+        f"{one_line(row.name, 507)} {row.stage}"
         f"{templates if row.template and row.stage is Stage.RELEASED else ''}{seconds}{detail}"
     )
 
@@ -362,24 +352,7 @@ def _may_have_written(row: Row) -> bool:
     return begun if row.written is None else row.written
 
 
-# ---- onlookers: callbacks in the same process ---------------------------------------------------
-
 Onlooker = Callable[[BatchResult], None]
 
-_onlookers: ContextVar[tuple[Onlooker, ...]] = ContextVar("onlookers", default=())
-
-
-@contextmanager
-def looking_on(onlooker: Onlooker) -> Iterator[None]:
-    """Call `onlooker` with the batch on every change within the context."""
-    token = _onlookers.set((*_onlookers.get(), onlooker))
-    try:
-        yield
-    finally:
-        _onlookers.reset(token)
-
-
-def show(result: BatchResult) -> None:
-    """Call the onlookers with the batch, if there are any."""
-    for onlooker in _onlookers.get():
-        onlooker(result)
+_onlookers = Listeners[BatchResult]("onlookers")
+looking_on, show = _onlookers.listening, _onlookers.tell

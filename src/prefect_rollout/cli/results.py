@@ -1,29 +1,23 @@
 """Results of a command, for a person and as JSON."""
 
-import os
-import shlex
-import shutil
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from datetime import UTC
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
-
-from rich.box import SIMPLE_HEAD
-from rich.table import Table
-from rich.text import Text
+from collections.abc import Iterator
+from typing import Any
 
 from prefect_rollout.batch.result import BatchResult, plan_of_all
-from prefect_rollout.cli.output import WRONG_USE, complain, say
-from prefect_rollout.errors import ConfigurationError, InputError, RolloutError
+from prefect_rollout.cli.output import WRONG_USE, Ended, label, program, say
+from prefect_rollout.errors import (
+    ConfigurationError,
+    InputError,
+    ReleaseCancelledError,
+    ReleaseTimedOutError,
+    RollbackFailedError,
+    RolloutError,
+)
 from prefect_rollout.release.plan_words import plan_lines
 from prefect_rollout.release.request import Action
-from prefect_rollout.release.result import Outcome, ReleaseResult, cloud_words
-from prefect_rollout.text import json_line, one_line
-
-if TYPE_CHECKING:
-    from prefect_rollout.runs.history import Change
+from prefect_rollout.release.result import Outcome, ReleaseResult
+from prefect_rollout.text import number, one_line, when
+from prefect_rollout.verdict.diagnosis import Diagnosis
 
 EXIT_CODES = {
     Outcome.RELEASED: 0,
@@ -34,6 +28,9 @@ EXIT_CODES = {
     Outcome.CANCELLED: 130,
 }
 
+_SHOWN = ("status", "code", "request_id")
+"""Data of an error that operators ask for."""
+
 _DONE = {
     Action.DEPLOY: "Released",
     Action.ROLLBACK: "Rolled back",
@@ -42,52 +39,63 @@ _DONE = {
 }
 
 
-def program(name: str) -> str:
-    """Return how this shell calls a program: its name if that is on the path, else its file beside Python."""
-    return name if shutil.which(name) else shlex.quote(str(Path(sys.executable).with_name(name)))
-
-
-@contextmanager
-def stdout_for_json(wanted: bool) -> Iterator[TextIO | None]:
-    """Reserve standard output for the JSON result; anything else that writes there goes to stderr."""
-    if not wanted:
-        yield None
-        return
-    sys.stdout.flush()
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stdout:
-        os.dup2(2, 1)
-        try:
-            yield stdout
-        finally:
-            sys.stdout.flush()
-            os.dup2(stdout.fileno(), 1)
-
-
-def end(result: ReleaseResult | BatchResult | None, error: RolloutError | None, stdout: TextIO | None) -> int:
-    """Show the result to a person and, if `stdout` is given, write it there as JSON; return the exit code."""
+def end(result: ReleaseResult | BatchResult | None, error: RolloutError | None = None) -> Ended:
+    """Show the result or the error to a person; return the exit code and the JSON."""
     outcome = result.outcome if result else Outcome.FAILED
+    document: dict[str, Any] = result.model_dump(mode="json") if result else {"outcome": outcome.value}
     if result and outcome is not Outcome.PLANNED:
         for note in _notes(result):
             say(f"{one_line(note, 500)}.", style="yellow")
     if error:
         complain(error)
+        document["error"] = error.to_dict()
+        if result and error.retry_helps:
+            run_id = result.release_id if isinstance(result, ReleaseResult) else result.batch_id
+            say(f"Continue it: {program('prefect-rollout')} retry {run_id}")
     elif result and outcome is Outcome.PLANNED:
         for line in _planned(result):
             say(line)
     elif result:
         done = _released(result) if isinstance(result, ReleaseResult) else f"Done: {result.counted}."
         say(done, style="green")
-    if error and result and error.retry_helps:
-        run_id = result.release_id if isinstance(result, ReleaseResult) else result.batch_id
-        say(f"Continue it: {program('prefect-rollout')} retry {run_id}")
-    if stdout:
-        document: dict[str, Any] = result.model_dump(mode="json") if result else {"outcome": outcome.value}
-        if error:
-            document["error"] = error.to_dict()
-        stdout.write(json_line(document) + "\n")
-    if isinstance(error, InputError | ConfigurationError):
-        return WRONG_USE
-    return EXIT_CODES[outcome]
+    wrong_use = isinstance(error, InputError | ConfigurationError) and not (result and result.wrote)
+    return Ended(WRONG_USE if wrong_use else EXIT_CODES[outcome], document)
+
+
+def complain(error: RolloutError) -> None:
+    """Print the error that a command ended with: of a run, line by line; else in a sentence."""
+    kind = "Failed"
+    if isinstance(error, ReleaseTimedOutError):
+        kind = "Timed out"
+    elif isinstance(error, ReleaseCancelledError):
+        kind = "Cancelled"
+    if error.result is None:
+        say(f"{kind}: {error}", style="red")
+        return
+    say(f"{kind}: {error.step or error.problem}", style="red")
+    for name, text in _parts(error):
+        if text:
+            label(name, text)
+
+
+def _parts(error: RolloutError) -> Iterator[tuple[str, str]]:
+    found = error.diagnosis
+    if error.step:
+        yield "what", error.problem
+    if isinstance(error.result, BatchResult):
+        for row in error.result.unreleased:
+            if row.stage.ended:
+                yield str(row.stage), f"{row.name}: {row.why}"
+    pod = f"pod {found.pod}" if found.pod else ""
+    container = f"container {found.container}" if found.container else ""
+    yield "where", ", ".join(filter(None, (found.cluster, pod, container)))
+    seconds = f" for {found.seconds:.0f} s" if found.seconds else ""
+    known = (f"{name.replace('_', ' ')} {error.data[name]}" for name in _SHOWN if name in error.data)
+    yield "reported", f"{found.category}{seconds}: {found.reported}" if found.reported else ", ".join(known)
+    if isinstance(error, RollbackFailedError) and error.cause:
+        yield "release", str(Diagnosis.model_validate(error.cause["diagnosis"]))
+    yield "to do", f"{error.advice} {error.next_step}".rstrip()
+    yield "live now", f"{when(error.live_at)}: {error.live}" if error.live else ""
 
 
 def _notes(result: ReleaseResult | BatchResult) -> list[str]:
@@ -111,7 +119,7 @@ def _planned(result: ReleaseResult | BatchResult) -> Iterator[str]:
 
 
 def _released(result: ReleaseResult) -> str:
-    ready = ", ".join(f"{c.cluster} {c.ready}/{c.replicas}" for c in result.clusters)
+    ready = ", ".join(f"{c.cluster} {number(c.ready)}/{number(c.wanted)}" for c in result.clusters)
     deployment = one_line(result.deployment)
     notes = "".join(f" {one_line(c.cluster, 80)}: {one_line(c.note)}." for c in result.clusters if c.note)
     return f"{_DONE[result.action]}: {deployment} runs {_template(result)} in {one_line(ready)}.{notes}"
@@ -121,28 +129,3 @@ def _template(result: ReleaseResult) -> str:
     ids = sorted({str(cluster.template) for cluster in result.clusters})
     images = f" ({one_line(', '.join(result.images.values()))})" if result.images else ""
     return f"template {one_line(', '.join(ids))}{images}"
-
-
-def history_table(found: "Sequence[Change]") -> Table:
-    """Return the changes as a table; markup in them is shown as text."""
-    table = Table(box=SIMPLE_HEAD, pad_edge=False)
-    table.add_column("When (UTC)", no_wrap=True)
-    for head in (
-        *("Deployment (app)", "What", "Cloud (block)", "Cluster", "Before → after"),
-        *("Who (trigger)", "Why"),
-    ):
-        table.add_column(head, overflow="fold")
-    table.add_column("Flow run", no_wrap=True)
-    for change in found:
-        who = f"{change.who} ({change.trigger})" if change.trigger else change.who
-        if change.approved_by:
-            who += f", approved by {change.approved_by}"
-        why = f"{change.why} [break glass: {change.break_glass}]" if change.break_glass else change.why
-        cells = (
-            *(f"{change.when.astimezone(UTC):%Y-%m-%d %H:%M}", f"{change.deployment} ({change.app_id})"),
-            *(f"{change.action}: {change.outcome}", cloud_words(change.cloud, change.target)),
-            *(change.cluster, f"{change.before} → {change.after}"),
-            *(who, why, change.run_id),
-        )
-        table.add_row(*(Text(one_line(cell, 1000)) for cell in cells))
-    return table

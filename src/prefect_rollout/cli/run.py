@@ -3,124 +3,145 @@
 import asyncio
 import contextlib
 import signal
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextvars import ContextVar
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
+import httpx
+
 from prefect_rollout.batch.plan import Plan
-from prefect_rollout.batch.result import BatchResult
-from prefect_rollout.cli.output import err, say
+from prefect_rollout.batch.result import BatchResult, looking_on
+from prefect_rollout.cli.output import Ended, err, program, say, waiting
 from prefect_rollout.cli.progress_view import LiveProgress
-from prefect_rollout.cli.results import end, program, stdout_for_json
-from prefect_rollout.errors import ConfigurationError, InputError, LockLostError, RolloutError
-from prefect_rollout.execution import earlier, endpoint, prefect_api
+from prefect_rollout.cli.results import end
+from prefect_rollout.errors import ConfigurationError, InputError, LockLostError, UnforeseenError
+from prefect_rollout.execution import endpoint, prefect_api
+from prefect_rollout.release.progress import listening
 from prefect_rollout.release.request import Checked
 from prefect_rollout.release.result import ReleaseResult
 from prefect_rollout.text import one_line
 
 if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
     from prefect.client.schemas.objects import State
 
 T = TypeVar("T")
 Result = ReleaseResult | BatchResult
-Work = Callable[[], Coroutine[Any, Any, Result]]
-
-_api_lines: ContextVar[Sequence[str]] = ContextVar("api_lines", default=())
-"""The Prefect API in use; shown after the cloud, which matters more."""
+Work = Callable[[LiveProgress], Coroutine[Any, Any, Result]]
 
 
-def run_flow(flow: str, request: Callable[[], Checked], as_json: bool) -> int:
-    """Check the request, run the flow of that name, and return the exit code."""
-    prefect_api.prepare()
-    with stdout_for_json(as_json) as stdout:
-        try:
-            checked = request()
-        except InputError as error:
-            return end(None, error, stdout)
-        return conduct(lambda: call_flow(flow, checked), stdout)
+def retry(run_id: str) -> Ended:
+    """Continue a flow run that ended; `run_id` may be the beginning of its id."""
+
+    async def work(view: LiveProgress) -> Result:
+        from prefect import get_client
+
+        from prefect_rollout.execution import releases
+
+        async with get_client() as client:
+            found = await releases.find(client, run_id)
+            await _show_clouds(found.run.parameters)
+            with _link_shown(), view.showing(found.flow, found.run.parameters):
+                return await (await releases.resume(client, found)).aresult()
+
+    return _conduct(work)
 
 
-def retry_run(run_id: str, as_json: bool) -> int:
-    """Continue a flow run that ended, and return the exit code."""
-    prefect_api.prepare()
-    with stdout_for_json(as_json) as stdout:
-        try:
-            wanted = UUID(run_id)
-        except ValueError:
-            problem = f"run_id: {one_line(run_id, 80)!r} is not the id of a flow run, such as {UUID(int=0)}"
-            return end(None, InputError(problem, field="run_id"), stdout)
-        return conduct(lambda: _retry(wanted), stdout)
-
-
-async def _retry(run_id: UUID) -> Result:
-    from prefect_rollout.execution.resume import find, resume
-
-    await _show_clouds((await find(run_id)).parameters)
-    return await (await resume(run_id)).aresult()
-
-
-async def call_flow(name: str, request: Checked) -> Result:
+def run_flow(flow: str, request: Checked, home: Path = endpoint.HOME) -> Ended:
     """Run the flow of that name in this process."""
-    from prefect import tags
 
-    from prefect_rollout import flows
-    from prefect_rollout.runs.labels import TRIGGER
+    async def work(view: LiveProgress) -> Result:
+        from prefect import tags
 
-    # No `model_dump`: a plan keeps the lines of its file.
-    parameters = {field: getattr(request, field) for field in type(request).model_fields}
-    await _show_clouds(parameters)
-    with tags(f"{TRIGGER}cli"):
-        state: State[Result] = await getattr(flows, name)(**parameters, return_state=True)
-    return await state.aresult()
+        from prefect_rollout.flows import FLOWS
+        from prefect_rollout.runs.flow_runs import first_tags
+
+        # No `model_dump`: a plan keeps the lines of its file.
+        parameters = {field: getattr(request, field) for field in type(request).model_fields}
+        await _show_clouds(parameters)
+        with tags(*first_tags("cli", request)), _link_shown(), view.showing(flow, parameters):
+            made: Any = FLOWS[flow](**parameters, return_state=True)
+            state: State[Result] = await made
+        return await state.aresult()
+
+    return _conduct(work, home)
 
 
-def conduct(work: Work, stdout: TextIO | None, home: Path = endpoint.HOME) -> int:
-    """Run a flow, show its progress and its result, and return the exit code."""
-    from prefect.exceptions import Abort, TerminationSignal
+def _conduct(work: Work, home: Path = endpoint.HOME) -> Ended:
+    """Run a flow, and show its progress and its result.
 
-    async def shown() -> Result:
-        with LiveProgress(err).showing():
-            return await _cancelled_by_ctrl_c(work())
+    Raises:
+        RolloutError: the run did not succeed.
+    """
+    view = LiveProgress(err)
 
-    result: Result | None = None
-    error: RolloutError | None = None
+    async def cancellable() -> Result:
+        return await _cancelled_by_ctrl_c(work(view))
+
+    prefect_api.prepare()  # before Prefect is imported
+    with waiting("Loading Prefect"):
+        from prefect.exceptions import Abort, TerminationSignal
     try:
-        result = asyncio.run(at_the_api(shown, home))
-    except RolloutError as failure:
-        result, error = failure.result, failure
+        return end(in_prefect(cancellable, home))
     except (TerminationSignal, KeyboardInterrupt, asyncio.CancelledError) as signalled:  # the first: SIGTERM
         from prefect_rollout.runs import guard
 
         if not guard.stopped:
             raise KeyboardInterrupt from signalled
-        error = guard.stopped[-1]
-        result = error.result
+        raise guard.stopped[-1] from signalled
     except Abort as aborted:  # another process continues the run
-        error = LockLostError(str(aborted))
-    return end(result, error, stdout)
+        raise LockLostError(str(aborted)) from aborted
+    except ConfigurationError as error:
+        if view.begun and error.result is None:
+            raise UnforeseenError(
+                error.problem,
+                advice=f"{error.advice} The run had begun: `prefect-rollout list` shows its state.",
+            ) from error
+        raise
 
 
-async def at_the_api(work: Callable[[], Coroutine[Any, Any, T]], home: Path = endpoint.HOME) -> T:
-    """Run `work` with the configured Prefect API, or with the user's local server.
+def with_client(work: Callable[["PrefectClient"], Awaitable[T]], what: str = "Reading from Prefect") -> T:
+    """Run `work` with a client of the Prefect API."""
 
-    Args:
-        work: what to run.
-        home: folder of the local server.
+    async def call() -> T:
+        from prefect import get_client
+
+        with waiting(what):
+            async with get_client() as client:
+                return await work(client)
+
+    return in_prefect(call)
+
+
+def in_prefect(work: Callable[[], Coroutine[Any, Any, T]], home: Path = endpoint.HOME) -> T:
+    """Run `work` with the configured Prefect API, or with the user's local server in the folder `home`.
+
+    Raises:
+        ConfigurationError: the API did not answer.
     """
+    prefect_api.prepare()
+    with waiting("Loading Prefect"):
+        from prefect.exceptions import PrefectException
 
+        from prefect_rollout import flows  # noqa: F401 - takes seconds
+    try:
+        return asyncio.run(_connected(work, home))
+    except (httpx.HTTPError, PrefectException) as error:
+        raise prefect_api.problem_of(error) from error
+
+
+async def _connected(work: Callable[[], Coroutine[Any, Any, T]], home: Path) -> T:
     def starting() -> None:
         say("Starting the local Prefect server. This takes a few seconds.")
 
-    async with prefect_api.connected(home, starting=starting) as daemon:
-        lines = [f"Prefect API: {prefect_api.api_in_use()}"]
-        _api_lines.set(lines)
-        if daemon is not None:
-            lines.append(f"Its UI asks for the password in {home / endpoint.PASSWORD}")
-            if home == endpoint.HOME:
-                earlier.tell_once(say)
-            await _offer_killed_runs()
+    async with contextlib.AsyncExitStack() as stack:
+        with waiting("Connecting to Prefect"):
+            daemon = await stack.enter_async_context(prefect_api.connected(home, starting=starting))
+            say(f"Prefect API: {prefect_api.api_in_use()}")
+            if daemon is not None:
+                say(f"Its UI asks for the password in {home / endpoint.PASSWORD}")
+                await _offer_killed_runs()
         return await work()
 
 
@@ -156,8 +177,26 @@ async def _cancelled_by_ctrl_c(work: Coroutine[Any, Any, Result]) -> Result:
     return await task
 
 
+@contextlib.contextmanager
+def _link_shown() -> Iterator[None]:
+    """Show the link of the run once it has begun, within the context."""
+    shown: list[object] = []
+
+    def show(_: object) -> None:
+        from prefect.runtime import flow_run
+
+        from prefect_rollout.runs.lifecycle import run_link
+
+        if not shown and flow_run.id:
+            shown.append(flow_run.id)
+            say(f"Flow run: {run_link(UUID(flow_run.id)) or flow_run.id}")
+
+    with listening(show), looking_on(show):
+        yield
+
+
 async def _show_clouds(parameters: Mapping[str, Any]) -> None:
-    """Show which clouds a run with these parameters changes, then the Prefect API in use."""
+    """Show which clouds a run with these parameters changes."""
     from prefect_rollout.blocks import choose_target
 
     clouds = []
@@ -169,5 +208,3 @@ async def _show_clouds(parameters: Mapping[str, Any]) -> None:
             clouds.append((await choose_target(target)).words)  # noqa: PERF401 - keep those found before an error
     for cloud in dict.fromkeys(clouds):
         say(f"Cloud: {one_line(cloud)}")
-    for line in _api_lines.get():
-        say(line)

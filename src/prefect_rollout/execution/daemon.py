@@ -22,10 +22,11 @@ import httpx
 from filelock import FileLock, Timeout
 
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.execution import local_server, prefect_api, sockets
+from prefect_rollout.execution import local_server, prefect_api
 from prefect_rollout.execution.endpoint import (
     ENDPOINT,
     PASSWORD,
+    PORT,
     PREFECT_HOME,
     START_SECONDS,
     log_of,
@@ -33,12 +34,13 @@ from prefect_rollout.execution.endpoint import (
     secret_of,
     write_private,
 )
-from prefect_rollout.settings import local_service
+from prefect_rollout.execution.listener import listen as listen_at
+from prefect_rollout.settings import rollout_settings
 
 if TYPE_CHECKING:
     from prefect_rollout.execution.worker import RolloutWorker
 
-_LOCK, _PORT, _SERVER_LOG = "service.lock", "port", "server.log"
+_LOCK, _SERVER_LOG = "service.lock", "server.log"
 
 POOL = "local"
 _MOST_RUNS = 100
@@ -62,7 +64,7 @@ class Daemon:
         self._ready = asyncio.Event()
         self._notified = asyncio.Event()
         self._idle_since = time.monotonic()
-        self._linger_seconds = local_service().linger_seconds
+        self._linger_seconds = rollout_settings().linger_seconds
 
     async def run(self) -> None:
         """Serve until no client and no run needs it, or the server ends."""
@@ -78,12 +80,15 @@ class Daemon:
                 # Imported while the server starts: both take seconds.
                 from prefect import get_client
 
+                from prefect_rollout.execution import setup
                 from prefect_rollout.execution.worker import RolloutWorker
                 from prefect_rollout.runs import processes, zombies
 
                 await answering
                 async with get_client() as client:
                     await zombies.sweep(client, ended=processes.has_ended)
+                    async for _ in setup.apply(client, POOL, RolloutWorker.type):
+                        pass
                 worker = RolloutWorker(POOL, name=POOL, limit=_MOST_RUNS, prefetch_seconds=0)
                 serving = asyncio.create_task(worker.serve(self._notified, self._ready.set))
                 try:
@@ -218,12 +223,12 @@ def listen(home: Path) -> socket.socket:
     """
     last = 0
     with suppress(OSError, ValueError):
-        last = int((home / _PORT).read_text(encoding="ascii"))
+        last = int((home / PORT).read_text(encoding="ascii"))
     for port in (last, 0):
         # It listens at once: before that, another program can bind the port too.
         with suppress(ConfigurationError):
-            listener = sockets.listen("127.0.0.1", port)
-            (home / _PORT).write_text(str(listener.getsockname()[1]), encoding="ascii")
+            listener = listen_at("127.0.0.1", port)
+            (home / PORT).write_text(str(listener.getsockname()[1]), encoding="ascii")
             return listener
     raise RuntimeError("no port is free")
 

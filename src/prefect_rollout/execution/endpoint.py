@@ -21,9 +21,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.request import getproxies
 
 from prefect_rollout.errors import ConfigurationError
+from prefect_rollout.execution.listener import listen
 from prefect_rollout.text import one_line
 
 HOME = Path.home() / ".prefect-rollout" / "local"
@@ -38,7 +38,7 @@ PASSWORD = "password"  # noqa: S105 - the name of a file
 PREFECT_HOME = "prefect"
 """Folder in `HOME` that is the PREFECT_HOME of the daemon."""
 
-ENDPOINT, _LOG = "service.json", "service.log"
+ENDPOINT, PORT, _LOG = "service.json", "port", "service.log"
 
 _SECRET_LENGTH = 16
 _LARGEST_LOG = 5 * 2**20
@@ -100,15 +100,14 @@ async def connect(home: Path = HOME, *, starting: Callable[[], None] = lambda: N
     Raises:
         ConfigurationError: it did not start in time; the error names its log.
     """
-    from prefect_rollout.settings import local_service
+    from prefect_rollout.settings import rollout_settings
 
-    local_service()  # an invalid variable is reported here, not in a log
+    rollout_settings()  # an invalid variable is reported here, not in a log
     until = time.monotonic() + START_SECONDS
     spawned: subprocess.Popen[bytes] | None = None
     spawned_at = 0.0
     try:
         _make_private(home)
-        _bypass_proxies()
         while time.monotonic() < until:
             if connected := await _connect(home, until):
                 return connected
@@ -139,16 +138,6 @@ def _make_private(home: Path) -> None:
     if os.name == "posix" and home.stat().st_uid != os.geteuid():
         raise PermissionError(f"{home} belongs to another user")
     home.chmod(0o700)
-
-
-def _bypass_proxies() -> None:
-    """Have requests to this machine bypass the user's proxy, which would see the password."""
-    proxies = getproxies()
-    bypassed = proxies.pop("no", "")
-    if proxies and not {"127.0.0.1", "*"} & {host.strip() for host in bypassed.split(",")}:
-        # Those of the system settings too: once one variable is set, the settings are not read.
-        os.environ |= {f"{scheme}_proxy": address for scheme, address in proxies.items()}
-        os.environ["no_proxy"] = f"{bypassed},127.0.0.1".lstrip(",")
 
 
 # ---- the endpoint of the daemon -----------------------------------------------------------------
@@ -189,6 +178,13 @@ async def _connect(home: Path, until: float) -> Endpoint | None:
 
 def _same(line: bytes, expected: bytes) -> bool:
     return hmac.compare_digest(line.rstrip(b"\n"), expected)
+
+
+def prefer_port(home: Path, port: int) -> None:
+    """Have the next daemon in that folder serve the UI on the port, if it is free now."""
+    with suppress(ConfigurationError), listen("127.0.0.1", port):
+        _make_private(home)
+        (home / PORT).write_text(str(port), encoding="ascii")
 
 
 # ---- files --------------------------------------------------------------------------------------

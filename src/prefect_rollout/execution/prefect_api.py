@@ -4,14 +4,18 @@ Call `prepare` or `isolate` before Prefect is imported: it reads its settings fr
 """
 
 import os
+import ssl
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.request import getproxies
+
+import httpx
 
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.execution import endpoint
-from prefect_rollout.text import shown_address
+from prefect_rollout.text import one_line, shown_address
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import PrefectClient
@@ -36,9 +40,43 @@ DEMO_HOME = Path.home() / ".prefect-rollout" / "demo"
 
 
 def prepare() -> None:
-    """Set the defaults in this process's environment."""
+    """Set the defaults in this process's environment, for Prefect and for HTTP clients.
+
+    Raises:
+        ConfigurationError: a variable would keep every HTTP client from being created.
+    """
     for name, value in DEFAULTS.items():
         os.environ.setdefault(name, value)
+    _check_http_variables()
+    _bypass_proxies()
+
+
+def _check_http_variables() -> None:
+    for name, value in os.environ.items():
+        if not value.strip():
+            continue
+        try:
+            if name.lower() in {"http_proxy", "https_proxy", "all_proxy"}:
+                proxy = value if "://" in value else f"http://{value}"
+                httpx.Client(proxy=proxy, verify=False, trust_env=False).close()  # noqa: S501 - sends nothing
+            elif name in {"SSL_CERT_FILE", "PREFECT_API_SSL_CERT_FILE"}:
+                ssl.create_default_context(cafile=value)
+        except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
+            raise ConfigurationError(
+                f"{name} cannot be used: {one_line(error)}",
+                advice=f"Correct or unset {name}; nothing was written.",
+                field=name,
+            ) from None
+
+
+def _bypass_proxies() -> None:
+    """Have requests to this machine bypass the user's proxy, which would see the password."""
+    proxies = getproxies()
+    bypassed = proxies.pop("no", "")
+    if proxies and "*" not in (hosts := [host.strip() for host in bypassed.split(",") if host.strip()]):
+        # Those of the system settings too: once one variable is set, the settings are not read.
+        os.environ |= {f"{scheme}_proxy": address for scheme, address in proxies.items()}
+        os.environ["no_proxy"] = ",".join(dict.fromkeys((*hosts, "127.0.0.1", "localhost", "::1")))
 
 
 def isolate(home: Path) -> None:
@@ -69,14 +107,33 @@ def api_in_use() -> str:
 
 
 async def check_configured(client: "PrefectClient") -> None:
-    """Raise a `ConfigurationError` if the API that is configured does not answer."""
+    """Raise a `ConfigurationError` if the API that is configured does not answer this user."""
+    from prefect_rollout.runs.prefect_errors import PREFECT_ERRORS
+
+    try:
+        await client.read_flows(limit=1)  # /health needs no password, and other servers answer it too
+    except PREFECT_ERRORS as error:
+        raise problem_of(error) from error
+
+
+def problem_of(error: Exception) -> ConfigurationError:
+    """Return an error of Prefect's client as one that names the variable to correct."""
     from prefect_rollout.runs.prefect_errors import describe
 
-    if problem := await client.api_healthcheck():
-        raise ConfigurationError(
-            f"the Prefect API {api_in_use()} does not answer: {describe(problem)}",
-            advice="Start it, or correct PREFECT_API_URL; if it is unset, a local server is used.",
+    status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None
+    if status in {401, 403}:
+        problem = f"the Prefect API {api_in_use()} refuses the request: {status}"
+        advice = (
+            "Set PREFECT_API_AUTH_STRING to the user:password of the server, or PREFECT_API_KEY to a key of "
+            "Prefect Cloud."
         )
+    elif status in {404, 405} or (status is None and isinstance(error, ValueError)):
+        problem = f"{api_in_use()} is not the API of a Prefect server: {describe(error)}"
+        advice = "Set PREFECT_API_URL to its address with the final /api, such as http://127.0.0.1:4200/api."
+    else:
+        problem = f"the Prefect API {api_in_use()} does not answer: {describe(error)}"
+        advice = "Start it, or correct PREFECT_API_URL; if it is unset, a local server is used."
+    return ConfigurationError(problem, advice=advice)
 
 
 @asynccontextmanager

@@ -53,7 +53,9 @@ def _compare(kind: str, name: str, before: Mapping[str, Any] | None, after: Mapp
     return Done(kind, name, "updated" if fields else "unchanged", fields)
 
 
-async def apply(client: PrefectClient, pool: str, pool_type: str, batches: int | None) -> AsyncIterator[Done]:
+async def apply(
+    client: PrefectClient, pool: str, pool_type: str, batches: int | None = None
+) -> AsyncIterator[Done]:
     """Create or update everything, and yield each object when it is done.
 
     Args:

@@ -26,7 +26,7 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.workers.base import BaseJobConfiguration, BaseVariables, BaseWorker, BaseWorkerResult
 
 from prefect_rollout.runs.throttle import Throttle, slot
-from prefect_rollout.settings import batches, liveness
+from prefect_rollout.settings import rollout_settings
 from prefect_rollout.text import one_line
 
 if TYPE_CHECKING:
@@ -40,11 +40,7 @@ _SYNC_SECONDS = 30.0
 _POLL_SECONDS = 1.0
 
 
-class RolloutResult(BaseWorkerResult):
-    """Result of a run, for Prefect."""
-
-
-class RolloutWorker(BaseWorker[BaseJobConfiguration, BaseVariables, RolloutResult]):
+class RolloutWorker(BaseWorker[BaseJobConfiguration, BaseVariables, BaseWorkerResult]):
     """Executes the flows of prefect-rollout in its own process."""
 
     type = "rollout"
@@ -54,7 +50,7 @@ class RolloutWorker(BaseWorker[BaseJobConfiguration, BaseVariables, RolloutResul
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._throttle = Throttle(batches().api_turns)
+        self._throttle = Throttle(rollout_settings().api_turns)
         self._executing: set[UUID] = set()
         self._detected_at = -_DETECT_SECONDS
         self._detector: zombies.ZombieDetector | None = None
@@ -85,7 +81,7 @@ class RolloutWorker(BaseWorker[BaseJobConfiguration, BaseVariables, RolloutResul
         flow_run: FlowRun,
         configuration: BaseJobConfiguration,
         task_status: anyio.abc.TaskStatus[Any] | None = None,
-    ) -> RolloutResult:
+    ) -> BaseWorkerResult:
         """Execute the flow run, to its end or until it waits for a person."""
         # Prefect's server loads this module too, as a collection, and needs no flow.
         from prefect_rollout.runs.guard import shut_down
@@ -108,7 +104,7 @@ class RolloutWorker(BaseWorker[BaseJobConfiguration, BaseVariables, RolloutResul
                 raise
         finally:
             self._executing.discard(flow_run.id)
-        return RolloutResult(status_code=0, identifier=here)
+        return BaseWorkerResult(status_code=0, identifier=here)
 
     async def _execute(self, run_id: UUID) -> None:
         from prefect.exceptions import Abort, Pause
@@ -158,7 +154,6 @@ class RolloutWorker(BaseWorker[BaseJobConfiguration, BaseVariables, RolloutResul
         from prefect_rollout.runs.prefect_errors import PREFECT_ERRORS
 
         async with self:
-            await deploy_flows(self.work_pool.name)
             await self.end_cancelled()
             ready()
             synced_at = time.monotonic()
@@ -183,43 +178,19 @@ class RolloutWorker(BaseWorker[BaseJobConfiguration, BaseVariables, RolloutResul
 
     async def end_cancelled(self) -> None:
         """End the runs of the pool that were cancelled while no process executed them."""
-        from prefect.client.schemas.filters import (
-            FlowRunFilter,
-            FlowRunFilterState,
-            FlowRunFilterStateType,
-            WorkPoolFilter,
-            WorkPoolFilterName,
-        )
-        from prefect.client.schemas.objects import StateType
+        from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
 
-        from prefect_rollout.runs.labels import PROCESS
+        from prefect_rollout.runs.flow_runs import PROCESS
         from prefect_rollout.runs.processes import has_ended, this_process
 
-        cancelling = FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CANCELLING]))
+        cancelling = {"state": {"type": {"any_": ["CANCELLING"]}}}
         for run in await self.client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(state=cancelling),
-            work_pool_filter=WorkPoolFilter(name=WorkPoolFilterName(any_=[self.work_pool.name])),
+            flow_run_filter=FlowRunFilter.model_validate(cancelling),
+            work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [self.work_pool.name]}}),
         ):
             elsewhere = run.labels.get(PROCESS, this_process()) != this_process() and not has_ended(run)
             if run.id not in self._executing and not elsewhere:
                 await _end_if_cancelling(self.client, run.id)
-
-
-async def deploy_flows(pool: str) -> None:
-    """Create or update the Prefect deployment `<flow>/<flow>` of each flow, on a work pool that exists."""
-    from prefect.types.entrypoint import EntrypointType
-
-    from prefect_rollout.flows import FLOWS
-
-    for name, flow in FLOWS.items():
-        deployment = await flow.ato_deployment(
-            name,
-            description=(flow.description or "").partition("\n\nArgs:")[0],
-            tags=["prefect-rollout"],
-            work_pool_name=pool,
-            entrypoint_type=EntrypointType.MODULE_PATH,
-        )
-        await deployment.aapply()
 
 
 @asynccontextmanager
@@ -238,7 +209,7 @@ async def _heartbeats(client: PrefectClient, run_id: UUID) -> AsyncIterator[None
                 get_logger(__name__).warning(
                     "No heartbeat of %s was accepted: %s", run_id, one_line(repr(error))
                 )
-            await asyncio.sleep(liveness().heartbeat_seconds)
+            await asyncio.sleep(rollout_settings().heartbeat_seconds)
 
     sending = asyncio.create_task(send())
     try:

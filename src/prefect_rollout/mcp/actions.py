@@ -5,11 +5,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from pydantic import BeforeValidator, Field, GetCoreSchemaHandler, GetJsonSchemaHandler
-from pydantic.json_schema import JsonSchemaValue
-from pydantic_core import CoreSchema
+from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from prefect_rollout.batch.plan import BatchRequest, Plan
+from prefect_rollout.ids import Id
+from prefect_rollout.mcp.schemas import arguments_schema
 from prefect_rollout.release.request import Checked, ReleaseRequest, Request, RollbackRequest, ScaleRequest
 
 # The fields that an assistant may set, in the order of the forms. No field overrides a release window.
@@ -18,57 +18,78 @@ _FIELDS = (
     *("clusters", "target", "reason", "on_failure", "order", "canary", "approval"),
     *("poll_seconds", "poll_attempts", "only_failed"),
 )
-_DEFAULTS = {
-    "app_id": "Defaults to K8S_APP_ID.",
-    "deployment": "Defaults to K8S_DEPLOY_NAME.",
-    "template_id": "Defaults to K8S_TEMPLATE_ID for the deployment K8S_DEPLOY_NAME.",
-}
-
-
-class _PlanSchema:
-    """Show an object as a plan in the schema. `Plan.of_parameter` validates it and reports all mistakes."""
-
-    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
-        return handler(source)
-
-    def __get_pydantic_json_schema__(
-        self, _schema: CoreSchema, handler: GetJsonSchemaHandler
-    ) -> JsonSchemaValue:
-        return handler(Plan.__pydantic_core_schema__)
 
 
 def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value
 
 
-def argument(model: type[Checked], name: str, *, optional: bool = False) -> inspect.Parameter:
-    """Return the tool argument for a field of a request model: its type, limits, description and default."""
+VARIABLES = {"app_id": "K8S_APP_ID", "deployment": "K8S_DEPLOY_NAME", "template_id": "K8S_TEMPLATE_ID"}
+"""The variables with the defaults of arguments."""
+_OWN = {"template_id": " for the deployment K8S_DEPLOY_NAME"}
+
+
+def described(name: str, model: type[Checked] = Request) -> str:
+    """Return the description of a field of a request model, with its default from the environment."""
+    default = f" Defaults to {VARIABLES[name]}{_OWN.get(name, '')}." if name in VARIABLES else ""
+    return f"{model.model_fields[name].description}{default}"
+
+
+AppId = Annotated[Id | None, Field(description=described("app_id"))]
+Deployment = Annotated[str | None, Field(description=described("deployment"))]
+Target = Annotated[str, Field(description="Block with the credentials, as type-slug/name, or environment.")]
+FlowRunId = Annotated[str, Field(description="ID of the release's flow run, or its link.")]
+WaitSeconds = Annotated[float, Field(ge=0, le=50, description="Seconds to wait for the end.")]
+Limit = Annotated[int, Field(ge=1, le=50, description="Maximum number of entries.")]
+Cursor = Annotated[str, Field(description="next_cursor of the page before.")]
+
+
+def _plan_schema(*, whole: bool) -> dict[str, Any]:
+    """Return the schema of a plan; `Plan.of_parameter` validates it and reports all mistakes.
+
+    It describes what deploy_latest_image does not; unless it is `whole`, it has only the outer fields.
+    """
+    schema: dict[str, Any] = arguments_schema(Plan.model_json_schema())
+    fields = schema["properties"]
+    release = fields["releases"]["items"]
+    release["required"].remove("app_id")
+    release["description"] = "Options are as in deploy_latest_image."
+    for name, option in [*release["properties"].items(), *fields["defaults"]["properties"].items()]:
+        if name in ReleaseRequest.model_fields:
+            option.pop("description", None)
+    release["properties"]["app_id"]["description"] = described("app_id")
+    fields["target"]["description"] = "Target of all releases that name none."
+    if not whole:
+        schema["properties"] = {
+            name: {key: each[key] for key in ("type", "anyOf") if key in each}
+            for name, each in fields.items()
+        }
+        schema["properties"]["releases"]["items"] = {"type": "object"}
+    return schema
+
+
+def argument(model: type[Checked], name: str, *, see: str = "", optional: bool = False) -> inspect.Parameter:
+    """Return the tool argument for a field of a request model: its type, limits, description and default.
+
+    With `see`, the description refers to the tool that describes the argument.
+    """
     field = model.model_fields[name]
-    description = " ".join(filter(None, (field.description, _DEFAULTS.get(name))))
     kind: Any = Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation
     default = inspect.Parameter.empty if field.is_required() else field.default
     if name == "plan":
-        kind = Annotated[dict[str, Any], _PlanSchema()]
-    if optional or name in _DEFAULTS:
+        kind = Annotated[dict[str, Any], WithJsonSchema(_plan_schema(whole=not see))]
+    if optional or name in VARIABLES:
         kind, default = kind | None, None
     if default is None:
         kind = Annotated[kind, BeforeValidator(_none_if_empty)]
+    description = f"As in {see}." if see else described(name, model)
     annotation = Annotated[kind, Field(description=description)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
 @dataclass(frozen=True)
 class Action:
-    """An action, and the tool that starts it.
-
-    Attributes:
-        tool: name of the tool.
-        flow: name of the flow.
-        request: model of the flow's parameters.
-        title: for people.
-        description: for models.
-        fields: fields of the request that are arguments of the tool, if it has them.
-    """
+    """An action: its tool and flow, the model of the flow's parameters, and the fields that are arguments."""
 
     tool: str
     flow: str
@@ -79,17 +100,17 @@ class Action:
 
     @property
     def arguments(self) -> dict[str, inspect.Parameter]:
-        """The arguments of the tool, by name."""
+        """The arguments of the tool, by name; those of a release are described only there."""
         return {
-            name: argument(self.request, name) for name in self.fields if name in self.request.model_fields
+            name: argument(self.request, name, see=self._see(name))
+            for name in self.fields
+            if name in self.request.model_fields
         }
 
+    def _see(self, name: str) -> str:
+        released = name in ReleaseRequest.model_fields and name not in {"app_id", "deployment"}
+        return "deploy_latest_image" if released and self.request is not ReleaseRequest else ""
 
-_ANSWER = (
-    "Returns flow_run_id, state and ui_link at once; follow the run with get_release. The client asks the "
-    "user to agree; if it cannot ask, pass `confirm`. Repeating a request within ten minutes returns the run "
-    "that it started (`repeated`); attempt=2 starts another one."
-)
 
 ACTIONS = {
     "deploy": Action(
@@ -97,16 +118,15 @@ ACTIONS = {
         "deploy-latest-image",
         ReleaseRequest,
         "Release a deployment",
-        "Release a deployment: publish a template, the newest released one by default, to its clusters and "
-        f"watch the pods. Use it if the user asks to deploy or release. {_ANSWER}",
+        "Release a deployment: publish a template, by default the newest released one, to its clusters and "
+        "watch the pods.",
     ),
     "batch": Action(
         "deploy_batch",
         "deploy-batch",
         BatchRequest,
         "Release many deployments",
-        "Release many deployments in waves, each as its own flow run. The batch continues after a failure "
-        f"until the failure budget is used up. {_ANSWER}",
+        "Release many deployments in waves, each as its own flow run.",
         ("plan", "only_failed"),
     ),
     "rollback": Action(
@@ -114,33 +134,40 @@ ACTIONS = {
         "rollback",
         RollbackRequest,
         "Roll a deployment back",
-        "Roll a deployment back to the last template released before the current one, and watch the pods. "
-        f"Use it if a release was bad and the user wants the previous version. {_ANSWER}",
+        "Roll a deployment back to the last template released before the current one, and watch the pods.",
     ),
     "restart": Action(
         "restart",
         "restart",
         Request,
         "Restart a deployment",
-        f"Replace the pods of a deployment with new pods of the same template, and watch them. {_ANSWER}",
+        "Replace the pods of a deployment with new pods of the same template, and watch them.",
     ),
     "scale": Action(
         "scale",
         "scale",
         ScaleRequest,
         "Scale a deployment",
-        "Change the number of pods of a deployment in each cluster until its next release, and watch them. "
-        f"{_ANSWER}",
+        "Change the number of pods of a deployment in each cluster until its next release, and watch them.",
     ),
 }
 
+_REQUESTS = {name: action for action in reversed(ACTIONS.values()) for name in action.arguments}
+DEFAULTS = {name: argument(_REQUESTS[name].request, name).default for name in _FIELDS}
+"""The defaults of the arguments of all actions."""
 
-_MODELS = {name: action.request for action in ACTIONS.values() for name in action.arguments}
-ARGUMENTS = {
-    name: argument(_MODELS[name], name, optional=_MODELS[name].model_fields[name].is_required())
-    for name in _FIELDS
-}
-"""The arguments of all actions, by name; none is required."""
+
+def all_arguments(*, alone: bool) -> list[inspect.Parameter]:
+    """Return the arguments of all actions; unless plan_release is `alone`, other tools describe them."""
+    return [
+        argument(
+            (action := _REQUESTS[name]).request,
+            name,
+            see="" if alone else action.tool,
+            optional=DEFAULTS[name] is inspect.Parameter.empty,
+        )
+        for name in _FIELDS
+    ]
 
 
 def with_arguments(fn: Callable[..., Any], arguments: Iterable[inspect.Parameter]) -> Callable[..., Any]:

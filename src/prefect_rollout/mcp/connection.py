@@ -1,10 +1,9 @@
 """The Prefect API that the tools submit to: the configured one, or the user's local one."""
 
-import asyncio
 import hashlib
 import hmac
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,9 @@ _KEY = "key"
 
 
 class Api:
-    """A Prefect API that this process uses. `opened` returns one.
+    """A Prefect API that this process uses; `environment` is the block with the environment's credentials.
 
-    Attributes:
-        client: open client of the API.
-        environment: block with the credentials of the environment; empty for none.
-        local: True if the API is the user's local one, which has the credentials of the environment.
+    Only a local API (`local`) has such a block.
     """
 
     def __init__(
@@ -108,9 +104,6 @@ async def opened(home: Path) -> AsyncIterator[Api]:
     Unlike `prefect_api.connected`, this does not change Prefect's settings, which are a task's own: the tools
     run in other tasks. See `Api.in_force`.
 
-    Args:
-        home: folder of the local server's daemon.
-
     Raises:
         ConfigurationError: the API does not answer, or the local server did not start.
     """
@@ -146,33 +139,3 @@ async def _save_environment(block: TargetBlock | None, key: str) -> str:
         with translate_errors():
             await block.asave(name, overwrite=True)
     return f"{block.get_block_type_slug()}/{name}"
-
-
-class Connection:
-    """The API of this process: opened when it is first needed, and again if it was lost."""
-
-    def __init__(self, home: Path) -> None:
-        self._home = home
-        self._lock = asyncio.Lock()
-        self._opened: list[AbstractAsyncContextManager[Api]] = []
-        self._api: Api | None = None
-
-    async def api(self) -> Api:
-        """Return the API.
-
-        Raises:
-            ConfigurationError: see `opened`.
-        """
-        async with self._lock:
-            if self._api is not None and not self._api.lost:
-                return self._api
-            context = opened(self._home)
-            self._api = await context.__aenter__()
-            # A lost API stays open: pending calls still use it, and fail because it does not answer.
-            self._opened.append(context)
-            return self._api
-
-    async def close(self) -> None:
-        """Close every API that was opened."""
-        while self._opened:
-            await self._opened.pop().__aexit__(None, None, None)

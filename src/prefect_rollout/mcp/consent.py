@@ -22,17 +22,11 @@ class Consent(BaseModel):
 
 @dataclass(frozen=True)
 class Prepared:
-    """A call that is ready to run once the user agrees.
+    """A call that is ready to run once the user agrees."""
 
-    Attributes:
-        request: request to submit, bound to its plan; None if there is nothing to submit.
-        known: ID of the run that the same request started; for a retry, the token of the run's end.
-        question: question to the user; empty if `confirm` answers it, or if there is nothing to ask.
-    """
-
-    request: Checked | None = None
-    known: str = ""
-    question: str = ""
+    request: Checked | None = None  # to submit, bound to its plan
+    known: str = ""  # ID of the run that the same request started; for a retry, the token of the run's end
+    question: str = ""  # empty if there is nothing to ask, or if `confirm` answers it
 
 
 def asking(
@@ -47,11 +41,7 @@ def asking(
 
 
 def require(consent: ElicitationResult[Consent]) -> None:
-    """Return if the user agreed.
-
-    Raises:
-        ToolError: the user declined.
-    """
+    """Raise `ToolError` if the user declined."""
     if not (isinstance(consent, AcceptedElicitation) and consent.data.proceed):
         raise ToolError("The user did not agree; nothing was submitted. Ask the user what to do instead.")
 
@@ -65,11 +55,7 @@ def can_ask(ctx: Context) -> bool:
 
 
 def bound(request: Checked, plan_hash: str) -> Checked:
-    """Return the request, bound to the plan: the run writes nothing if its own plan has another hash.
-
-    Raises:
-        InputError: `plan_hash` is not a plan hash.
-    """
+    """Return the request, bound to the plan: the run writes nothing if its own plan has another hash."""
     given = {name: getattr(request, name) for name in request.model_fields_set}
     return type(request).of(**given | {"expect_plan": plan_hash})
 

@@ -1,17 +1,18 @@
 """Find, list and log the flow runs of releases."""
 
+import re
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
 from prefect.client.schemas.filters import (
-    FlowFilter,
-    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterExpectedStartTime,
     LogFilter,
     LogFilterFlowRunId,
     LogFilterLevel,
 )
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.objects import FlowRun, State
 from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.exceptions import ObjectNotFound
 
@@ -20,11 +21,10 @@ from prefect_rollout.ids import same_id
 from prefect_rollout.mcp import types
 from prefect_rollout.mcp.connection import Api
 from prefect_rollout.mcp.policy import Policy
-from prefect_rollout.mcp.untrusted import quoted, unlisted
-from prefect_rollout.release.result import cloud_words
-from prefect_rollout.runs import flow_runs
-from prefect_rollout.runs.flow_runs import PAGE
-from prefect_rollout.runs.labels import CLOUD, TARGET
+from prefect_rollout.mcp.untrusted import quoted, quoted_all, unlisted
+from prefect_rollout.release.result import Outcome, cloud_words
+from prefect_rollout.runs import flow_runs, history
+from prefect_rollout.runs.flow_runs import CLOUD, PAGE, TARGET
 from prefect_rollout.runs.prefect_errors import translate_errors
 from prefect_rollout.text import one_line
 
@@ -32,28 +32,48 @@ _PAGES_AT_ONCE = 5
 
 
 class Found(NamedTuple):
-    """A flow run of a release.
-
-    Attributes:
-        run: the flow run.
-        flow: name of its flow.
-        restricted: the client may not learn names that are outside its limits.
-    """
+    """A flow run of a release; if `restricted`, the client may not learn names outside its limits."""
 
     run: FlowRun
     flow: str
     restricted: bool = False
 
 
+class Wanted(NamedTuple):
+    """Filters of flow runs; an empty one matches all."""
+
+    app_id: int | str = ""
+    deployment: str = ""
+    running: bool | None = None
+    outcome: str = ""
+    image: str = ""
+    requested_by: str = ""
+    since: datetime | None = None
+    dry_runs: bool = False
+
+    def match(self, run: FlowRun) -> bool:
+        """Return True if the run matches everything but the image and the time."""
+        asked, state = run.parameters, run.state
+        return (
+            flow_runs.is_release(run)
+            and (self.dry_runs or not asked.get("dry_run"))
+            and (not self.app_id or same_id(asked.get("app_id", ""), self.app_id))
+            and (not self.deployment or asked.get("deployment") == self.deployment)
+            and self.running in {None, state is not None and not state.is_final()}
+            and (not self.outcome or self.outcome == outcome_of(state))
+            and self.requested_by.lower() in str(asked.get("requested_by") or "").lower()
+        )
+
+
 async def find(api: Api, policy: Policy, flow_run_id: str) -> Found:
-    """Return the flow run with that ID.
+    """Return the flow run with that ID, which may be the address of its page.
 
     Raises:
         InputError: the ID is malformed or unknown, or its run belongs to another flow or is not allowed.
         ConfigurationError: the API did not answer.
     """
     try:
-        wanted = UUID(flow_run_id)
+        wanted = UUID(re.sub(r"[?#].*", "", flow_run_id.strip()).rstrip("/").rpartition("/")[2])
     except ValueError:
         raise _refused(
             f"{one_line(flow_run_id, 80)!r} is not the ID of a flow run, such as {UUID(int=0)}",
@@ -86,25 +106,37 @@ def _refused(problem: str, advice: str) -> InputError:
 
 
 async def refreshed(api: Api, found: Found) -> Found:
-    """Return the same run in its current state.
-
-    Raises:
-        ConfigurationError: the API did not answer.
-    """
+    """Return the same run in its current state."""
     with translate_errors():
         return found._replace(run=await api.client.read_flow_run(found.run.id))
 
 
+_OUTCOMES = {
+    "Completed": Outcome.RELEASED,
+    "Planned": Outcome.PLANNED,
+    "Cancelled": Outcome.CANCELLED,
+    "Failed": Outcome.FAILED,
+    "TimedOut": Outcome.FAILED,
+    "Skipped": Outcome.SKIPPED,
+    "Rejected": Outcome.CANCELLED,
+}
+"""Outcomes by the name of the state. The outcome of a crashed run is unknown."""
+
+
+def outcome_of(state: State[Any] | None) -> Outcome | None:
+    """Return the outcome of a run that ended in this state; None if a person set the state by hand."""
+    by_hand = state is not None and state.is_completed() and state.data is None
+    return _OUTCOMES.get(str(state.name)) if state is not None and not by_hand else None
+
+
 def fields_of(api: Api, run: FlowRun, flow: str, *, reason: int) -> dict[str, Any]:
-    """Return the fields of `types.Run` for a flow run; its reason is cut to `reason` characters."""
-    parameters, state = run.parameters, run.state
+    """Return the fields of `types.Row` for a flow run; its reason is cut to `reason` characters."""
+    parameters, state, seconds, images = run.parameters, run.state, None, run.parameters.get("images")
     cloud, target = str(run.labels.get(CLOUD, "")), str(run.labels.get(TARGET, ""))
-    seconds = None
     if run.start_time is not None:
         seconds = round(((run.end_time or datetime.now(UTC)) - run.start_time).total_seconds(), 1)
     return {
         "flow_run_id": str(run.id),
-        "name": quoted(run.name, 300),
         "flow": flow,
         "cloud": quoted(cloud_words(cloud, target)) if cloud else "",
         "app_id": quoted(parameters.get("app_id", ""), 253),
@@ -112,56 +144,50 @@ def fields_of(api: Api, run: FlowRun, flow: str, *, reason: int) -> dict[str, An
         "dry_run": bool(parameters.get("dry_run")),
         "state": one_line(state.name if state else "unknown", 40),
         "ended": state is not None and state.is_final(),
+        "outcome": outcome_of(state),
+        "images": quoted_all(images) if isinstance(images, dict) else {},
         "reason": quoted(parameters.get("reason") or "", reason),
         "requested_by": quoted(parameters.get("requested_by") or "", 200),
+        "started": run.start_time and run.start_time.replace(microsecond=0),
         "seconds": seconds,
         "ui_link": api.link(run.id),
     }
 
 
-async def listed(
-    api: Api,
-    policy: Policy,
-    *,
-    app_id: str,
-    deployment: str,
-    running: bool | None,
-    limit: int,
-    cursor: str,
-) -> types.Releases:
-    """Return a page of the allowed flow runs of releases, newest first.
-
-    Raises:
-        InputError: the cursor is malformed.
-        ConfigurationError: the API did not answer.
-    """
+async def listed(api: Api, policy: Policy, wanted: Wanted, *, limit: int, cursor: str) -> types.Releases:
+    """Return a page of the allowed flow runs of releases, newest first."""
     offset = _offset(cursor)
-    named = FlowFilter(name=FlowFilterName(any_=list(flow_runs.FLOW_NAMES)))
+    since = FlowRunFilter(expected_start_time=FlowRunFilterExpectedStartTime(after_=wanted.since))
     rows: list[types.Row] = []
-    # Without a filter, nearly all of the newest runs are wanted.
-    size = PAGE if app_id or deployment or running is not None or policy.restrict else limit
+    # Without a filter, most of the newest runs are wanted.
+    filtered = policy.restrict or wanted._replace(dry_runs=False) != Wanted()
+    size = PAGE if filtered else min(PAGE, 3 * limit)
     with translate_errors():
-        flows = {flow.id: flow.name for flow in await api.client.read_flows(flow_filter=named)}
+        flows = {
+            flow.id: flow.name for flow in await api.client.read_flows(flow_filter=flow_runs.OF_RELEASES)
+        }
         for _ in range(_PAGES_AT_ONCE):
             page = await api.client.read_flow_runs(
-                flow_filter=named, sort=FlowRunSort.EXPECTED_START_TIME_DESC, limit=size, offset=offset
+                flow_filter=flow_runs.OF_RELEASES,
+                flow_run_filter=since if wanted.since else None,
+                sort=FlowRunSort.EXPECTED_START_TIME_DESC,
+                limit=size,
+                offset=offset,
             )
-            for run in page:
-                offset += 1
-                if (
-                    flow_runs.is_release(run)
-                    and policy.allows(run.parameters)
-                    and (not app_id or same_id(run.parameters.get("app_id", ""), app_id))
-                    and (not deployment or run.parameters.get("deployment") == deployment)
-                    and (running is None or running is not (run.state is None or run.state.is_final()))
-                ):
-                    fields = fields_of(api, run, flows.get(run.flow_id, ""), reason=300)
-                    rows.append(types.Row(**fields, created=run.created))
+            chosen = [run for run in page if wanted.match(run) and policy.allows(run.parameters)]
+            some = chosen if wanted.image else chosen[: limit - len(rows)]
+            results = await history.results_of(api.client, some) if some else {}
+            for run in chosen:
+                fields = fields_of(api, run, flows.get(run.flow_id, ""), reason=300)
+                images = results[run.id].images if run.id in results else {}
+                row = types.Row(**fields | ({"images": quoted_all(images)} if images else {}))
+                if wanted.image in " ".join(row.images.values()):
+                    rows.append(row)
                 if len(rows) == limit:
-                    return types.Releases(releases=rows, next_cursor=str(offset))
+                    return types.Releases(releases=rows, next_cursor=str(offset + page.index(run) + 1))
             if len(page) < size:
                 return types.Releases(releases=rows)
-            size = PAGE
+            offset, size = offset + size, PAGE
     return types.Releases(releases=rows, next_cursor=str(offset))
 
 
@@ -176,12 +202,7 @@ def _offset(cursor: str) -> int:
 
 
 async def logs(api: Api, found: Found, *, limit: int, cursor: str, warnings: bool) -> types.Logs:
-    """Return a page of the run's log, oldest line first.
-
-    Raises:
-        InputError: the cursor is malformed.
-        ConfigurationError: the API did not answer.
-    """
+    """Return a page of the run's log, oldest line first."""
     offset = _offset(cursor)
     with translate_errors():
         read = await api.client.read_logs(

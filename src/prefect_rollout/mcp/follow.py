@@ -3,33 +3,35 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from prefect import Task
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun, State, StateType, TaskRun
+from prefect.client.schemas.objects import FlowRun, StateType, TaskRun
 from pydantic import ValidationError
 
 from prefect_rollout import tasks
 from prefect_rollout.errors import ConfigurationError, InputError, RolloutError
 from prefect_rollout.mcp import deployments, types
 from prefect_rollout.mcp.connection import Api
-from prefect_rollout.mcp.flow_runs import Found, fields_of, find, refreshed
+from prefect_rollout.mcp.flow_runs import Found, fields_of, find, outcome_of, refreshed
 from prefect_rollout.mcp.policy import Policy
-from prefect_rollout.mcp.types import StepState
+from prefect_rollout.mcp.types import Seen, StepState
 from prefect_rollout.mcp.untrusted import quoted, unlisted
 from prefect_rollout.release.result import Outcome
 from prefect_rollout.runs import history
 from prefect_rollout.runs.children import children_of, name_of
-from prefect_rollout.runs.flow_runs import PAGE
-from prefect_rollout.runs.labels import ROLLED_BACK, TARGET
+from prefect_rollout.runs.flow_runs import PAGE, ROLLED_BACK, TARGET
 from prefect_rollout.runs.prefect_errors import translate_errors
 from prefect_rollout.text import one_line
 
 _POLL_SECONDS = 0.5
-_LIVE_SECONDS = 10.0
+_LIVE_SECONDS = 5.0
+_LEAST_SECONDS = 0.5
+_ANSWER_SECONDS = 3.0
+"""Part of the time of a call that is kept for its answer, which reads the live state."""
 _LATE = timedelta(seconds=30)
 
 Notify = Callable[[types.Release], Awaitable[None]]
@@ -38,80 +40,80 @@ Notify = Callable[[types.Release], Awaitable[None]]
 async def wait(
     renewed: Callable[[], Awaitable[Api]], policy: Policy, flow_run_id: str, seconds: float, notify: Notify
 ) -> types.Release:
-    """Return the release once it has ended, waits for a person, or the seconds have passed.
+    """Return the release once it has ended or waits for a person, at the latest when the seconds have passed.
 
-    Args:
-        renewed: returns the API, reconnected if the local server was restarted.
-        policy: limits of the client.
-        flow_run_id: ID of the release.
-        seconds: longest time to wait.
-        notify: called whenever the release has changed.
+    `renewed` reconnects to a local server that was restarted; `notify` gets each change of the release.
     """
     until = time.monotonic() + seconds
-    before = ""
     found: Found | None = None
+    newest: types.Release | None = None
     while True:
-        api = await renewed()
         try:
-            # Only the state changes; the flow and the policy are checked once.
-            found = await (find(api, policy, flow_run_id) if found is None else refreshed(api, found))
-            state = found.run.state
-            last = state is None or state.is_final() or state.is_paused() or time.monotonic() >= until
-            release = await look(api, found, live=last)
+            # The first look is always complete: there is nothing else to answer.
+            async with asyncio.timeout(None if newest is None else until - time.monotonic()):
+                api = await renewed()
+                # Only the state changes; the flow and the policy are checked once.
+                found = await (find(api, policy, flow_run_id) if found is None else refreshed(api, found))
+                state = found.run.state
+                left = until - time.monotonic()
+                last = left <= min(_ANSWER_SECONDS, seconds / 3)
+                last = last or state is None or state.is_final() or state.is_paused()
+                live = (
+                    max(_LEAST_SECONDS, min(_LIVE_SECONDS, left - _LEAST_SECONDS))
+                    if seconds
+                    else _LIVE_SECONDS
+                )
+                release = await look(api, found, live=live if last else 0)
+        except TimeoutError:
+            if newest is None:
+                raise
+            return newest
         except ConfigurationError:
             if not api.lost or time.monotonic() >= until:
                 raise
             await asyncio.sleep(_POLL_SECONDS)
             continue
-        now = release.model_dump_json(exclude={"seconds"})
-        if now != before and (before or seconds):
+        shown = release.model_dump(exclude={"seconds"})
+        if (newest or seconds) and (newest is None or shown != newest.model_dump(exclude={"seconds"})):
             await notify(release)
-        before = now
+        newest = release
         if last:
             return release
         await asyncio.sleep(min(_POLL_SECONDS, max(0.0, until - time.monotonic())))
 
 
-async def look(api: Api, found: Found, *, live: bool = True) -> types.Release:
-    """Return everything known about a flow run.
+async def look(api: Api, found: Found, *, live: float = _LIVE_SECONDS) -> types.Release:
+    """Return everything known about a flow run in its current state.
 
-    Args:
-        api: the Prefect API.
-        found: the run in its current state.
-        live: ask the platform for the live state if the run does not have it.
+    If the run does not have the live state, the platform has `live` seconds to answer.
     """
     run, flow, restricted = found
-    state = run.state
+    state, batch = run.state, flow == "deploy-batch"
     ended = state is not None and state.is_final()
-    batch = flow == "deploy-batch"
     with translate_errors():
-        steps = [] if batch else await _task_runs(api, run)
+        task_runs = [] if batch else await _task_runs(api, run)
         record = await history.record_of(api.client, run) if ended else None
-    release = types.Release(
-        **fields_of(api, run, flow, reason=1000),
-        next="",
-        started=run.start_time,
-        confirm_retry=retry_token(run) if ended and _refusal(run) is None else "",
-    )
-    if not batch:
-        action = "deploy" if flow == "deploy-latest-image" else flow
-        seen = _steps_seen(steps, run) | (types.steps_done(record) if record else {})
-        release.steps = types.steps_of(action, seen)
-    advice = ""
+    fields, advice = fields_of(api, run, flow, reason=1000), ""
     if record is not None:
         try:
-            release, advice = _with_record(release, record, run.end_time)
+            fields |= types.result_fields(record, run.end_time)
         except ValidationError:  # a record of another version of this package
             record = None
-    if record is not None and not (record.get("error") or {}).get("retry_helps", True):
-        release.confirm_retry = ""
-    if record is None and ended and state is not None:
-        release.outcome = _outcome_of(state)
-    if batch and record is None:
-        release = await _with_children(api, release, run)
-    if live and not release.clusters and not release.dry_run and not batch and run.start_time:
+    if record is not None:
+        fields["verdict"], advice = types.verdict_of(record)
+    elif batch:
+        fields |= await _children(api, run, ended=ended)
+    release = types.Release(**fields, next="")
+    error = (record or {}).get("error") or {}
+    if ended and _refusal(run) is None and error.get("retry_helps", True):
+        release.confirm_retry = retry_token(run)
+    if not batch:
+        action = "deploy" if flow == "deploy-latest-image" else flow
+        done = types.steps_done(record) if record else {}
+        release.steps = types.steps_of(action, _steps_seen(task_runs, run) | done)
+    if live and run.start_time and not (release.clusters or release.dry_run or batch):
         # The run has not ended, or ended without this: ask the platform.
-        release = await _with_live(api, release, run)
+        release = await _with_live(api, release, run, live)
     if record is None and state is not None and state.is_cancelled() and not release.verdict:
         release.verdict = await _cancelled_early(api, run)
     release.verdict = release.verdict or _verdict(release, run)
@@ -143,76 +145,46 @@ async def _cancelled_early(api: Api, run: FlowRun) -> str:
     return ""
 
 
-def _outcome_of(state: State[Any]) -> Outcome | None:
-    """Return the outcome of a run without a record; None if a person set its state by hand."""
-    if state.is_completed() and state.data is None:
-        return None
-    return _OUTCOMES.get(str(state.name))
-
-
-def _with_record(
-    release: types.Release, record: Mapping[str, Any], at: datetime | None
-) -> tuple[types.Release, str]:
-    verdict, advice = types.verdict_of(record)
-    if release.flow != "deploy-batch":
-        fields = types.result_fields(record, at)
-        return release.model_copy(update={**fields, "verdict": verdict}), advice
-    rows, more = types.rows_of(record.get("releases") or [])
-    update: dict[str, Any] = {
-        "outcome": types.outcome_of(record),
-        "releases": rows,
-        "more_releases": more,
-        "verdict": verdict,
-    }
-    if release.dry_run and record.get("plan_hash"):
-        update["plan"] = types.plan_of_batch(record)
-    return release.model_copy(update=update), advice
-
-
-async def _with_children(api: Api, release: types.Release, run: FlowRun) -> types.Release:
-    """Add the releases of a batch without a record that have started."""
+async def _children(api: Api, run: FlowRun, *, ended: bool) -> dict[str, Any]:
+    """Return the fields with the releases of a batch without a record that have started."""
+    dry_run = bool(run.parameters.get("dry_run"))
     with translate_errors():
-        runs = await children_of(api.client, run.id, "dry-run" if release.dry_run else "release")
+        runs = await children_of(api.client, run.id, "dry-run" if dry_run else "release")
     newest = {name_of(child): child for child in runs}
-    if not newest and release.ended:  # its state has the reason
-        return release
-    rows, more = types.rows_of(
+    if not newest and ended:  # its state has the reason
+        return {}
+    rows = types.rows_of(
         {"name": name, "stage": _stage(child), "flow_run_id": str(child.id)} for name, child in newest.items()
     )
     plan = run.parameters.get("plan")
     total = len(plan.get("releases") or []) if isinstance(plan, dict) else len(newest)
     done = sum(bool(child.state and child.state.is_final()) for child in newest.values())
-    kind = "dry runs" if release.dry_run else "releases"
-    verdict = f"{len(newest)} of {total} {kind} have started, {done} have ended"
-    return release.model_copy(update={"releases": rows, "more_releases": more, "verdict": verdict})
+    kind = "dry runs" if dry_run else "releases"
+    return {**rows, "verdict": f"{len(newest)} of {total} {kind} have started, {done} have ended"}
 
 
 def _stage(child: FlowRun) -> str:
     if child.state is None:
         return "unknown"
-    outcome = _outcome_of(child.state) if child.state.is_final() else None
+    outcome = outcome_of(child.state)
     return outcome.value if outcome else one_line(child.state.name, 40).lower()
 
 
-async def _with_live(api: Api, release: types.Release, run: FlowRun) -> types.Release:
+async def _with_live(api: Api, release: types.Release, run: FlowRun, seconds: float) -> types.Release:
     parameters, block = run.parameters, str(run.labels.get(TARGET, ""))
     # The environment variables of this process may differ from those of the run.
     if "/" not in block:
         block = str(parameters.get("target") or "")
     try:
-        async with asyncio.timeout(_LIVE_SECONDS):
-            status = await deployments.live(
-                api,
-                block,
-                parameters["app_id"],
-                str(parameters["deployment"]),
-                parameters.get("clusters"),
-            )
+        async with asyncio.timeout(seconds):
+            app_id, name = parameters["app_id"], str(parameters["deployment"])
+            status = await deployments.live(api, block, app_id, name, parameters.get("clusters"))
     except (RolloutError, TimeoutError):
         return release  # the live state is unknown; the run itself reports the problem
     if release.cloud and status.cloud != release.cloud:
         return release
-    update = {"clusters": status.clusters, "cloud": status.cloud, "live_at": datetime.now(UTC)}
+    now = datetime.now(UTC).replace(microsecond=0)
+    update = {"clusters": status.clusters, "cloud": status.cloud, "live_at": now}
     return release.model_copy(update=update)
 
 
@@ -221,17 +193,6 @@ async def _task_runs(api: Api, run: FlowRun) -> list[TaskRun]:
         flow_run_filter=FlowRunFilter(id=FlowRunFilterId(any_=[run.id])), limit=PAGE
     )
 
-
-_OUTCOMES = {
-    "Completed": Outcome.RELEASED,
-    "Planned": Outcome.PLANNED,
-    "Cancelled": Outcome.CANCELLED,
-    "Failed": Outcome.FAILED,
-    "TimedOut": Outcome.FAILED,
-    "Skipped": Outcome.SKIPPED,
-    "Rejected": Outcome.CANCELLED,
-}
-"""Outcomes by the name of the state. The outcome of a crashed run is unknown."""
 
 _STATES: dict[StateType, StepState] = {
     StateType.COMPLETED: "done",
@@ -249,13 +210,13 @@ _STEP_OF = {
 _GRAVITY: tuple[StepState, ...] = ("done", "waiting", "stopped", "running", "retrying", "failed")
 
 
-def _steps_seen(task_runs: list[TaskRun], run: FlowRun) -> dict[str, tuple[StepState, float | None]]:
+def _steps_seen(task_runs: list[TaskRun], run: FlowRun) -> dict[str, Seen]:
     """Return `{step: (state, seconds)}` of the newest attempt; task runs of the same step are combined."""
     newest = max((task.flow_run_run_count for task in task_runs), default=0)
     ended = run.state is not None and run.state.is_final()
     # Prefect records task runs asynchronously: the last states may not have arrived.
     at_end: StepState = "done" if run.state is not None and run.state.is_completed() else "stopped"
-    seen: dict[str, tuple[StepState, float | None]] = {}
+    seen: dict[str, Seen] = {}
     for task in sorted(task_runs, key=lambda task: (task.start_time is None, str(task.start_time))):
         name = _STEP_OF.get(task.task_key.rpartition("-")[0])
         if task.flow_run_run_count != newest or name is None:
@@ -376,10 +337,6 @@ def retry_token(run: FlowRun) -> str:
 
 
 def check_retry(run: FlowRun) -> None:
-    """Return if the run can be retried.
-
-    Raises:
-        InputError: it cannot.
-    """
+    """Return if the run can be retried; raise `InputError` if it cannot."""
     if refusal := _refusal(run):
         raise refusal

@@ -8,8 +8,14 @@ from typing import Annotated, Any, NoReturn
 from cyclopts import Parameter
 
 from prefect_rollout.errors import ConfigurationError, InputError
-from prefect_rollout.release.images import ALLOW, RAN_BEFORE, allows, registry_patterns, usable_pattern
-from prefect_rollout.runs.labels import UNLISTED
+from prefect_rollout.release.images import (
+    ALLOW,
+    RAN_BEFORE,
+    UNLISTED,
+    allows,
+    registry_patterns,
+    usable_pattern,
+)
 from prefect_rollout.text import one_line
 
 _ALLOW = "PREFECT_ROLLOUT_MCP_ALLOW_"
@@ -53,11 +59,7 @@ class Policy:
     ] = ()
 
     def check_settings(self, environment: Mapping[str, str]) -> None:
-        """Return if the limits are usable.
-
-        Raises:
-            ConfigurationError: a variable is empty, or a pattern is invalid.
-        """
+        """Raise `ConfigurationError` if a variable is empty, or a pattern is invalid."""
         for name, value in environment.items():
             # A compose file can pass on a variable that is not set.
             if name.startswith(_ALLOW) and not value.strip():
@@ -82,20 +84,12 @@ class Policy:
         return bool(self.apps or self.deployments or self.clusters or self.targets)
 
     def tags(self, registry_url: str | None) -> list[str]:
-        """Return the tags of submitted runs, which limit the images to release and the names to show.
-
-        Args:
-            registry_url: `K8S_REGISTRY_URL`, which is allowed by default.
-        """
+        """Return the tags of submitted runs, which limit the images to release and the names to show."""
         patterns = list(map(usable_pattern, self.images)) or [RAN_BEFORE, *registry_patterns(registry_url)]
         return [*(f"{ALLOW}{pattern}" for pattern in patterns), *([UNLISTED] if self.restrict else [])]
 
     def check(self, parameters: Mapping[str, Any], *, clusters: bool = True) -> None:
-        """Return if the parameters of a flow are allowed.
-
-        Args:
-            parameters: parameters of a release, or the `plan` of a batch.
-            clusters: also check the clusters.
+        """Return if the parameters of a release, or the `plan` of a batch, are allowed.
 
         Raises:
             InputError: a value is not allowed; it names the field and the allowed values.

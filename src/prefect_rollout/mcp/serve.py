@@ -3,6 +3,7 @@
 import asyncio
 import hmac
 import os
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 from ipaddress import ip_address
 
@@ -12,9 +13,8 @@ from mcp.server.transport_security import TransportSecuritySettings
 from pydantic import AnyHttpUrl, ValidationError
 
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.execution import earlier, prefect_api
-from prefect_rollout.execution.endpoint import HOME, PASSWORD, secret_of
-from prefect_rollout.execution.sockets import listen
+from prefect_rollout.execution import prefect_api
+from prefect_rollout.execution.endpoint import HOME, PASSWORD, prefer_port, secret_of
 from prefect_rollout.mcp.policy import Policy
 from prefect_rollout.mcp.server import Server
 from prefect_rollout.mcp.session import Session
@@ -22,13 +22,21 @@ from prefect_rollout.text import one_line
 
 TOKEN = "PREFECT_ROLLOUT_MCP_TOKEN"  # noqa: S105 - the name of a variable
 _SHORTEST_TOKEN = 16
+_UI_PORT = 4200
 _TOKEN_FILE = "mcp-token"  # noqa: S105 - the name of a file
 
 
 def stdio(permits: Policy) -> None:
-    """Serve the client that started this process, until it disconnects."""
-    server = Server(Session(permits, HOME), stdio=True)
-    asyncio.run(server.run_stdio_async())
+    """Serve the client that started this process, until it disconnects or ends this process."""
+    # Releases run elsewhere. At once: an import in the background would fail in an interpreter that ends.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(0))
+
+    async def serve() -> None:
+        await Server(Session(permits, HOME), stdio=True).run_stdio_async()
+        os._exit(0)
+
+    asyncio.run(serve())
 
 
 class _Bearer:
@@ -56,14 +64,7 @@ def http(
 ) -> None:
     """Serve the clients that send the token, until Ctrl-C.
 
-    Args:
-        permits: limits of the clients.
-        host: address to listen on.
-        port: port to listen on.
-        allowed_hosts: names by which clients reach it, other than the address itself.
-        token: the bearer token.
-        said: called with messages for a person.
-        beside: runs beside the server with its session; if it fails, the server ends.
+    `allowed_hosts` are more names of it. `beside` runs with its session; if it fails, the server ends.
 
     Raises:
         ConfigurationError: it cannot listen there.
@@ -92,7 +93,7 @@ def http(
         allowed_origins=[f"{scheme}://{name}" for name in hosts for scheme in ("http", "https")],
     )
 
-    from prefect_rollout.execution.listener import serve
+    from prefect_rollout.execution.listener import listen, serve
 
     listening = listen(host, port)
 
@@ -148,12 +149,6 @@ def token_of_environment() -> str:
 def up(permits: Policy, *, host: str, port: int, said: Callable[[str], None]) -> None:
     """Run the local Prefect server with its UI and worker, and MCP over HTTP, until Ctrl-C.
 
-    Args:
-        permits: limits of the MCP clients.
-        host: address that MCP listens on.
-        port: port that MCP listens on.
-        said: called with messages for a person.
-
     Raises:
         ConfigurationError: a Prefect API is configured, or the local one did not start.
     """
@@ -167,9 +162,9 @@ def up(permits: Policy, *, host: str, port: int, said: Callable[[str], None]) ->
     async def beside(work: Session) -> None:
         said(f"  its bearer token: in {TOKEN if os.environ.get(TOKEN) else HOME / _TOKEN_FILE}")
         said("Starting the Prefect server and its worker …")
+        prefer_port(HOME, _UI_PORT)
         said(f"Prefect UI: {(await work.api()).ui}")
         said(f"  its password, which changes with each start: in {HOME / PASSWORD}")
-        earlier.tell_once(said)
         said("Ctrl-C disconnects: the server ends once nothing else uses it and no release is running.")
 
     http(permits, host=host, port=port, allowed_hosts=(), token=token, said=said, beside=beside)

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import json
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,9 +14,12 @@ from mcp.server.auth.provider import TokenVerifier
 from mcp.server.auth.settings import AuthSettings
 from mcp.server.mcpserver import Context
 from mcp.server.mcpserver.exceptions import ToolError, UnexpectedToolError
-from mcp_types import CallToolResult, InputRequiredResult
+from mcp_types import CallToolResult, InputRequiredResult, TextContent, Tool
 from pydantic import ValidationError
 
+from prefect_rollout.errors import InputError
+from prefect_rollout.ids import first_mistake
+from prefect_rollout.mcp.schemas import answer_schema, arguments_schema, given
 from prefect_rollout.mcp.session import Session
 from prefect_rollout.mcp.untrusted import RULE
 from prefect_rollout.text import one_line
@@ -35,19 +39,27 @@ for a person.
 {RULE}
 """
 
+
+def release_and_watch(app_id: str = "", deployment: str = "") -> str:
+    """Release a deployment and follow it."""
+    name = f"the deployment {deployment}" if deployment else "the deployment K8S_DEPLOY_NAME"
+    of_app = f" of app {app_id}" if app_id else ""
+    return (
+        f"Release {name}{of_app}.\n"
+        "1. Call plan_release and show me what would change.\n"
+        "2. Once I agree, call deploy_latest_image with confirm=<plan_hash> and give me the link.\n"
+        "3. Call get_release with wait_seconds=30 until it has ended, and report each completed step.\n"
+        "4. Report the outcome and what each cluster runs. Unless it is released, add the diagnosis and what "
+        "to do next. Do not retry or roll back unless I ask for it."
+    )
+
+
 # Methods that need no tool.
 _HANDSHAKE = {"initialize", "notifications/initialized", "server/discover", "ping"}
 
 
 class Server(MCPServer[None]):
-    """The MCP server.
-
-    Args:
-        session: Prefect and its API.
-        stdio: the server serves one client of this machine's user.
-        token_verifier: verifies bearer tokens, over HTTP.
-        auth: settings of the verification.
-    """
+    """The MCP server; with `stdio`, it serves one client of this machine's user."""
 
     def __init__(
         self,
@@ -73,6 +85,18 @@ class Server(MCPServer[None]):
         self._session = session
         self._stdio = stdio
         self._declared: asyncio.Task[None] | None = None
+        self._listed: list[Tool] = []
+
+    async def list_tools(self) -> list[Tool]:
+        """List the tools, with short schemas that every client can read."""
+        if not self._listed:
+            for tool in await super().list_tools():
+                schemas = {
+                    "input_schema": arguments_schema(tool.input_schema),
+                    "output_schema": answer_schema(tool.output_schema or {}),
+                }
+                self._listed.append(tool.model_copy(update=schemas))
+        return self._listed
 
     async def call_tool(
         self, name: str, arguments: dict[str, Any], context: Context[None, Any] | None = None
@@ -88,15 +112,23 @@ class Server(MCPServer[None]):
                     f"{one_line(strange[0], 80)}: {name} has no such argument. Arguments: "
                     f"{', '.join(known) or 'none'}. Nothing was submitted."
                 )
+            if tool.name == name:
+                try:
+                    arguments = given(arguments, known)
+                except InputError as error:
+                    raise ToolError(f"{error} Nothing was submitted.") from error
         try:
-            return await super().call_tool(name, arguments, context)
+            answer = await super().call_tool(name, arguments, context)
         except ToolError as error:
             if isinstance(error.__cause__, ValidationError) and not isinstance(error, UnexpectedToolError):
-                from prefect_rollout.ids import first_mistake
-
                 mistake = first_mistake(error.__cause__)
                 raise ToolError(f"{mistake}. Check the schema of the tool; nothing was submitted.") from error
             raise
+        if isinstance(answer, CallToolResult) and answer.structured_content is not None:
+            # The SDK indents it, which costs a model a third more.
+            text = json.dumps(answer.structured_content, ensure_ascii=False)
+            answer.content = [TextContent(type="text", text=text)]
+        return answer
 
     @asynccontextmanager
     async def _lifespan(self, _server: MCPServer[None]) -> AsyncIterator[None]:

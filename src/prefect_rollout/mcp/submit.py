@@ -5,7 +5,7 @@ import json
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 from prefect.client.schemas.filters import (
     FlowRunFilter,
@@ -23,7 +23,7 @@ from prefect_rollout.mcp.connection import Api
 from prefect_rollout.mcp.flow_runs import Found
 from prefect_rollout.mcp.follow import check_retry, retry_token
 from prefect_rollout.release.request import Checked
-from prefect_rollout.runs.labels import TRIGGER
+from prefect_rollout.runs.flow_runs import first_tags
 from prefect_rollout.runs.prefect_errors import translate_errors
 
 WINDOW = timedelta(minutes=10)
@@ -34,32 +34,17 @@ _SAME = {"reason", "requested_by", "expect_plan"}
 _SAME_PLAN = {*_SAME, "poll_seconds", "poll_attempts"}
 
 
-class Submission(NamedTuple):
-    """A flow run, and whether an earlier request started it."""
-
-    run: FlowRun
-    repeated: bool
-
-
 async def submit(
     api: Api, flow: str, request: Checked, *, attempt: int, tags: Sequence[str] = ()
-) -> Submission:
-    """Create a flow run, unless the same request created one in the last ten minutes.
-
-    Args:
-        api: the Prefect API.
-        flow: name of the flow and of its deployment.
-        request: parameters of the run.
-        attempt: a different number makes a new request with the same parameters.
-        tags: more tags of the run.
+) -> tuple[FlowRun, bool]:
+    """Return a run of the flow's deployment, and True if the same request created it in the last ten minutes.
 
     Raises:
         ConfigurationError: the API has no such deployment, or did not answer.
     """
     if known := await submitted(api, flow, request, attempt=attempt):
-        return Submission(known, repeated=True)
-    run = await _create(api, flow, request, tags, _keys(flow, request, attempt)[0])
-    return Submission(run, repeated=False)
+        return known, True
+    return await _create(api, flow, request, tags, _keys(flow, request, attempt)[0]), False
 
 
 async def submitted(api: Api, flow: str, request: Checked, *, attempt: int) -> FlowRun | None:
@@ -73,14 +58,7 @@ async def submitted(api: Api, flow: str, request: Checked, *, attempt: int) -> F
 async def plan(
     api: Api, flow: str, request: Checked, *, tags: Sequence[str] = (), reuse: bool = False
 ) -> FlowRun:
-    """Return a dry run of the request: one that is running, or a new one.
-
-    Args:
-        api: the Prefect API.
-        flow: name of the flow.
-        request: parameters of the run.
-        tags: more tags of the run.
-        reuse: also return the newest dry run if it has ended with a plan.
+    """Return a dry run of the request: one that is running, with `reuse` the last plan, or a new one.
 
     Raises:
         ConfigurationError: the API has no such deployment, or did not answer.
@@ -112,7 +90,7 @@ async def _create(api: Api, flow: str, request: Checked, tags: Sequence[str], ke
         run = await api.client.create_flow_run_from_deployment(
             deployment.id,
             parameters=request.model_dump(mode="json", exclude_unset=True),
-            tags=[f"{TRIGGER}mcp", *tags],
+            tags=[*first_tags("mcp", request), *tags],
             idempotency_key=key,
         )
     api.notify()
@@ -132,11 +110,7 @@ def _digest(flow: str, request: Checked, attempt: int, exclude: set[str]) -> str
 
 
 async def cancel(api: Api, found: Found) -> None:
-    """Ask a run to stop, unless it has ended.
-
-    Raises:
-        ConfigurationError: the API did not answer.
-    """
+    """Ask a run to stop, unless it has ended."""
     state = found.run.state
     if state is not None and (state.is_final() or state.type is StateType.CANCELLING):
         return

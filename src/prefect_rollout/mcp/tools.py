@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any, Literal
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 from mcp.server import MCPServer
 from mcp.server.elicitation import ElicitationResult
@@ -15,52 +16,50 @@ from prefect_rollout.batch.plan import Plan
 from prefect_rollout.batch.plan import Release as PlannedRelease
 from prefect_rollout.cli.output import me
 from prefect_rollout.errors import ConfigurationError, InputError
-from prefect_rollout.ids import same_id
+from prefect_rollout.ids import Id, same_id
 from prefect_rollout.mcp import types
-from prefect_rollout.mcp.actions import ACTIONS, ARGUMENTS, Action, argument, with_arguments
+from prefect_rollout.mcp.actions import (
+    ACTIONS,
+    DEFAULTS,
+    VARIABLES,
+    Action,
+    AppId,
+    Cursor,
+    Deployment,
+    FlowRunId,
+    Limit,
+    Target,
+    WaitSeconds,
+    all_arguments,
+    with_arguments,
+)
 from prefect_rollout.mcp.consent import Consent, Prepared, asking, bound, can_ask, question, require
+from prefect_rollout.mcp.server import release_and_watch
 from prefect_rollout.mcp.session import Session, Tooling
 from prefect_rollout.mcp.untrusted import unquoted
 from prefect_rollout.release.request import ENVIRONMENT, Checked, Request
+from prefect_rollout.release.result import Outcome
 from prefect_rollout.settings import CloudEnvironment, cloud_environment
 from prefect_rollout.text import one_line, when
 
-READS = ToolAnnotations(read_only_hint=True, open_world_hint=True)
-PLANS = ToolAnnotations(read_only_hint=True, idempotent_hint=True, open_world_hint=True)
-WRITES = ToolAnnotations(
-    read_only_hint=False, destructive_hint=True, idempotent_hint=True, open_world_hint=True
-)
-STOPS = ToolAnnotations(  # it writes nothing to the cloud, but stops the writes of a run
-    read_only_hint=False, destructive_hint=False, idempotent_hint=True, open_world_hint=True
-)
+if TYPE_CHECKING:
+    from prefect_rollout.mcp.flow_runs import Found
+
+READS = ToolAnnotations(read_only_hint=True)
+WRITES = ToolAnnotations(destructive_hint=True, idempotent_hint=True)
+# It writes nothing to the cloud, but stops the writes of a run.
+STOPS = ToolAnnotations(destructive_hint=False, idempotent_hint=True)
 
 _PLAN_SECONDS = 45.0
 
 UNVERIFIED = "(unverified)"
 """Suffix of a requester's name over HTTP, where a client can choose any name."""
 
-FlowRunId = Annotated[str, Field(description="ID of the release's flow run.")]
-WaitSeconds = Annotated[
-    float,
-    Field(
-        ge=0,
-        le=50,
-        description="Seconds to wait for the end; 0 returns at once. Many clients cut calls at 60 s.",
-    ),
-]
-Limit = Annotated[int, Field(ge=1, le=50, description="Maximum number of entries.")]
-Cursor = Annotated[str, Field(description="next_cursor of the previous page; empty for the first page.")]
-_READ = {name: argument(Request, name) for name in ("app_id", "deployment", "clusters", "target")}
+R = TypeVar("R", bound=Checked)
 
 
 class Tools:
-    """The tools of one server.
-
-    Args:
-        session: Prefect and its API.
-        environment: the `K8S_` variables, for defaults.
-        stdio: the server serves one client of this machine's user.
-    """
+    """The tools of one server; with `stdio`, it serves one client of this machine's user."""
 
     def __init__(self, session: Session, environment: CloudEnvironment, *, stdio: bool) -> None:
         self._session = session
@@ -74,12 +73,12 @@ class Tools:
         def add(tool: Callable[..., Any], title: str, annotations: ToolAnnotations) -> None:
             server.add_tool(tool, title=title, description=inspect.getdoc(tool), annotations=annotations)
 
-        add(self._planning(), "Plan a release", PLANS)
+        add(self._planning(read_only=read_only), "Plan a release", READS)
         add(self.get_release, "Follow a release", READS)
         add(self.list_releases, "List releases", READS)
         add(self.get_release_logs, "Read the log of a release", READS)
-        add(self._listing_templates(), "List the templates of a deployment", READS)
-        add(self._getting_status(), "Get the live state of a deployment", READS)
+        add(self.list_templates, "List the templates of a deployment", READS)
+        add(self.get_deployment_status, "Get the live state of a deployment", READS)
         if read_only:
             return
         for name, action in ACTIONS.items():
@@ -98,89 +97,103 @@ class Tools:
 
         Call it with wait_seconds after every tool that starts a run, until `ended` is true.
         """
-        async with self._session.tooling() as tooling:
+        async with self._session.tooling(ctx) as tooling:
             return await self._wait(tooling, ctx, flow_run_id, wait_seconds)
 
     async def list_releases(
         self,
-        app_id: Annotated[str, Field(description="Only runs of this app.")] = "",
-        deployment: Annotated[str, Field(description="Only runs of this deployment.")] = "",
-        running: Annotated[
-            bool | None, Field(description="true: only runs in progress; false: only runs that have ended.")
-        ] = None,
+        ctx: Context,
+        app_id: Annotated[Id | None, Field(description="ID of an app.")] = None,
+        deployment: Annotated[str, Field(description="Name of a deployment.")] = "",
+        running: Annotated[bool | None, Field(description="true: in progress; false: ended.")] = None,
+        outcome: Annotated[Outcome | None, Field(description="An outcome.")] = None,
+        image: Annotated[str, Field(description="Part of an image.")] = "",
+        requested_by: Annotated[str, Field(description="Part of the requester's name.")] = "",
+        since: Annotated[str, Field(description="Time of the oldest run: 36h, 7d or an ISO time.")] = "",
+        dry_runs: Annotated[bool, Field(description="Include dry runs.")] = False,
         limit: Limit = 20,
         cursor: Cursor = "",
     ) -> types.Releases:
-        """List releases, batches, rollbacks, restarts and scalings of all clients, newest first."""
-        async with self._session.tooling() as tooling:
+        """List the releases, batches, rollbacks, restarts and scalings of all clients, newest first."""
+        async with self._session.tooling(ctx) as tooling:
             from prefect_rollout.mcp import flow_runs
+            from prefect_rollout.runs.history import since_of
 
-            return await flow_runs.listed(
-                tooling.api,
-                tooling.policy,
-                app_id=app_id,
-                deployment=deployment,
-                running=running,
-                limit=limit,
-                cursor=cursor,
+            after = since_of(since, datetime.now(UTC)) if since else None
+            wanted = flow_runs.Wanted(
+                app_id or "", deployment, running, outcome or "", image, requested_by, after, dry_runs
             )
+            return await flow_runs.listed(tooling.api, tooling.policy, wanted, limit=limit, cursor=cursor)
 
     async def get_release_logs(
         self,
+        ctx: Context,
         flow_run_id: FlowRunId,
         limit: Annotated[int, Field(ge=1, le=200, description="Maximum number of lines.")] = 50,
         cursor: Cursor = "",
         warnings_only: Annotated[bool, Field(description="Leave out lines of level info.")] = False,
     ) -> types.Logs:
         """Read a page of a release's log, oldest line first. get_release returns a summary."""
-        async with self._session.tooling() as tooling:
+        async with self._session.tooling(ctx) as tooling:
             from prefect_rollout.mcp import flow_runs
 
-            found = await flow_runs.find(tooling.api, tooling.policy, flow_run_id)
+            found = await self._found(tooling, flow_run_id)
             return await flow_runs.logs(
                 tooling.api, found, limit=limit, cursor=cursor, warnings=warnings_only
             )
 
-    def _listing_templates(self) -> Callable[..., Awaitable[types.Templates]]:
-        async def list_templates(limit: Limit = 20, **given: Any) -> types.Templates:
-            """List the templates of a deployment, newest first: images, and the clusters that run them."""
-            async with self._session.tooling() as tooling:
-                from prefect_rollout.mcp import deployments
+    async def list_templates(
+        self,
+        ctx: Context,
+        app_id: AppId = None,
+        deployment: Deployment = None,
+        target: Target = "",
+        limit: Limit = 20,
+    ) -> types.Templates:
+        """List the templates of a deployment, newest first: images, and the clusters that run them."""
+        async with self._session.tooling(ctx) as tooling:
+            from prefect_rollout.mcp import deployments
 
-                asked = await self._asked(tooling, given, clusters=False)
-                return await deployments.templates(
-                    tooling.api, tooling.policy, asked.target, asked.app_id, asked.deployment, limit
-                )
+            asked = await self._asked(
+                tooling, limit_clusters=False, app_id=app_id, deployment=deployment, target=target
+            )
+            return await deployments.templates(
+                tooling.api, tooling.policy, asked.target, asked.app_id, asked.deployment, limit
+            )
 
-        return with_arguments(list_templates, [_READ[name] for name in _READ if name != "clusters"])
+    async def get_deployment_status(
+        self,
+        ctx: Context,
+        app_id: AppId = None,
+        deployment: Deployment = None,
+        clusters: Annotated[list[str] | None, Field(description="Clusters; by default all.")] = None,
+        target: Target = "",
+    ) -> types.DeploymentStatus:
+        """Get the live state of a deployment: the online template and the pods of each cluster."""
+        async with self._session.tooling(ctx) as tooling:
+            from prefect_rollout.mcp import deployments
 
-    def _getting_status(self) -> Callable[..., Awaitable[types.DeploymentStatus]]:
-        async def get_deployment_status(**given: Any) -> types.DeploymentStatus:
-            """Get the live state of a deployment: the online template and the pods of each cluster."""
-            async with self._session.tooling() as tooling:
-                from prefect_rollout.mcp import deployments
-
-                asked = await self._asked(tooling, given)
-                return await deployments.live(
-                    tooling.api, asked.target, asked.app_id, asked.deployment, asked.clusters
-                )
-
-        return with_arguments(get_deployment_status, _READ.values())
+            asked = await self._asked(
+                tooling, app_id=app_id, deployment=deployment, clusters=clusters, target=target
+            )
+            return await deployments.live(
+                tooling.api, asked.target, asked.app_id, asked.deployment, asked.clusters
+            )
 
     async def release_resource(self, flow_run_id: str) -> str:
         """Return a release as JSON."""
         try:
             async with self._session.tooling() as tooling:
-                from prefect_rollout.mcp import flow_runs, follow
+                from prefect_rollout.mcp import follow
 
-                found = await flow_runs.find(tooling.api, tooling.policy, flow_run_id)
+                found = await self._found(tooling, flow_run_id)
                 return (await follow.look(tooling.api, found)).model_dump_json()
         except ToolError as error:
             raise ResourceError(str(error)) from error
 
     # ---- planning ----
 
-    def _planning(self) -> Callable[..., Awaitable[types.Planned]]:
+    def _planning(self, *, read_only: bool) -> Callable[..., Awaitable[types.Planned]]:
         async def plan_release(
             action: Annotated[
                 Literal["deploy", "batch", "rollback", "restart", "scale"],
@@ -188,7 +201,7 @@ class Tools:
             ] = "deploy",
             *,
             ctx: Context,
-            wait_seconds: Annotated[float, Field(ge=0, le=50, description="Seconds to wait.")] = 30,
+            wait_seconds: WaitSeconds = 30,
             **given: Any,
         ) -> types.Planned:
             """Make a dry run: what would change in each cluster, and the plan hash that confirms it.
@@ -199,42 +212,37 @@ class Tools:
             foreign = [
                 name
                 for name, value in given.items()
-                if name not in planned.arguments and value not in (ARGUMENTS[name].default, None)
+                if name not in planned.arguments and value not in (DEFAULTS[name], None)
             ]
-            async with self._session.tooling() as tooling:
-                if foreign:
-                    raise InputError(
-                        f"{foreign[0]}: the action {action} has no such argument",
-                        advice=f"Leave it out. Arguments of {action}: {', '.join(planned.arguments)}.",
-                        field=foreign[0],
-                    )
+            if foreign:
+                raise ToolError(
+                    f"{foreign[0]}: the action {action} has no such argument. Leave it out. Arguments of "
+                    f"{action}: {', '.join(planned.arguments)}."
+                )
+            async with self._session.tooling(ctx) as tooling:
                 mine = {name: given[name] for name in planned.arguments}
                 request = await self._request(tooling, ctx, planned, mine)
                 return await self._plan(tooling, ctx, planned, request, wait_seconds)
 
-        return with_arguments(plan_release, ARGUMENTS.values())
+        return with_arguments(plan_release, all_arguments(alone=read_only))
 
     async def _plan(
-        self,
-        tooling: Tooling,
-        ctx: Context,
-        action: Action,
-        request: Checked,
-        seconds: float,
-        *,
-        reuse: bool = False,
+        self, tooling: Tooling, ctx: Context, action: Action, request: Checked, seconds: float, **how: bool
     ) -> types.Planned:
         from prefect_rollout.mcp import submit
 
-        run = await submit.plan(tooling.api, action.flow, request, tags=self._tags, reuse=reuse)
+        run = await submit.plan(tooling.api, action.flow, request, tags=self._tags, **how)
         release = await self._wait(tooling, ctx, str(run.id), seconds)
-        return types.Planned.model_validate(release, from_attributes=True)
+        template = getattr(request, "template_id", None)
+        if template and str(template) == self._environment.template_id and release.outcome is Outcome.FAILED:
+            release.next += f" Template {one_line(template, 40)} is the one in {VARIABLES['template_id']}."
+        return types.brief(types.Planned, release)
 
     # ---- submitting ----
 
     def _submitting(self, name: str, action: Action) -> Callable[..., Awaitable[types.Submitted]]:
         async def prepare(ctx: Context, confirm: str, attempt: int, **given: Any) -> Prepared:
-            async with self._session.tooling() as tooling:
+            async with self._session.tooling(ctx) as tooling:
                 from prefect_rollout.mcp import submit
 
                 request = await self._request(tooling, ctx, action, given)
@@ -258,12 +266,13 @@ class Tools:
             prepared: Annotated[Prepared, Resolve(prepare)],
             consent: Annotated[ElicitationResult[Consent], Resolve(ask)],
             confirm: Annotated[
-                str, Field(description="plan_hash of plan_release, once the user has agreed to that plan.")
+                str,
+                Field(description="plan_hash that the user agreed to; needed if the client cannot ask."),
             ] = "",
             wait_seconds: WaitSeconds = 0,
             attempt: Annotated[
                 int,
-                Field(ge=1, le=1000, description="Another number starts another run of the same request."),
+                Field(ge=1, le=1000, description="Another number repeats a request of the last ten minutes."),
             ] = 1,
             **_: Any,
         ) -> types.Submitted:
@@ -292,14 +301,12 @@ class Tools:
         reuse = bool(confirm) or ctx.input_responses is not None
         planned = await self._plan(tooling, ctx, action, request, _PLAN_SECONDS, reuse=reuse)
         plan = planned.plan
-        if plan is None and planned.state == "Failed":
-            raise ToolError(
-                f"Nothing was submitted, because the plan failed: {planned.verdict} {planned.next}"
-            )
         if plan is None:
             raise ToolError(
-                f"Nothing was submitted: its dry run, flow run {planned.flow_run_id}, is {planned.state} and "
-                "has no plan yet. Repeat the same call in a few seconds."
+                f"Nothing was submitted, because the plan failed: {planned.verdict} {planned.next}"
+                if planned.state == "Failed"
+                else f"Nothing was submitted: the dry run {planned.flow_run_id} is {planned.state} and has "
+                "no plan yet. Repeat the same call in a few seconds."
             )
         if confirm and confirm.strip().lower() != plan.plan_hash:
             raise ToolError(
@@ -329,31 +336,29 @@ class Tools:
                 f"Nothing new was started: the same request started this run{at}; attempt=2 starts another "
                 f"one. {release.next}"
             )
-        return types.Submitted(
-            repeated=repeated, **release.model_dump(include=set(types.Submitted.model_fields))
-        )
+        return types.brief(types.Submitted, release, repeated=repeated)
 
     # ---- cancelling and retrying ----
 
     async def cancel_release(
         self, ctx: Context, flow_run_id: FlowRunId, wait_seconds: WaitSeconds = 15
-    ) -> types.Release:
+    ) -> types.Brief:
         """Cancel a release: it writes nothing more and reports what each cluster runs. It undoes nothing.
 
         Use rollback to undo what was published, and retry_release to continue.
         """
-        async with self._session.tooling() as tooling:
-            from prefect_rollout.mcp import flow_runs, submit
+        async with self._session.tooling(ctx) as tooling:
+            from prefect_rollout.mcp import submit
 
-            await submit.cancel(tooling.api, await flow_runs.find(tooling.api, tooling.policy, flow_run_id))
-            return await self._wait(tooling, ctx, flow_run_id, wait_seconds)
+            await submit.cancel(tooling.api, await self._found(tooling, flow_run_id))
+            return types.brief(types.Brief, await self._wait(tooling, ctx, flow_run_id, wait_seconds))
 
     def _retrying(self) -> Callable[..., Awaitable[types.Submitted]]:
         async def prepare(ctx: Context, flow_run_id: str, confirm: str) -> Prepared:
-            async with self._session.tooling() as tooling:
-                from prefect_rollout.mcp import flow_runs, follow
+            async with self._session.tooling(ctx) as tooling:
+                from prefect_rollout.mcp import follow
 
-                found = await flow_runs.find(tooling.api, tooling.policy, flow_run_id)
+                found = await self._found(tooling, flow_run_id)
                 follow.check_retry(found.run)
                 token = follow.retry_token(found.run)
                 if confirm == token and not can_ask(ctx):
@@ -380,16 +385,15 @@ class Tools:
             confirm: Annotated[str, Field(description="confirm_retry of get_release.")] = "",
             wait_seconds: WaitSeconds = 0,
         ) -> types.Submitted:
-            """Continue a release that failed, timed out, crashed or was cancelled where it stopped.
+            """Continue a release or batch that failed, crashed or was cancelled where it stopped.
 
-            It repeats no write that succeeded, and continues a batch with the releases that did not succeed.
-            The answer is that of the tool that started the run.
+            It repeats no write that succeeded.
             """
             require(consent)
-            async with self._session.tooling() as tooling:
-                from prefect_rollout.mcp import flow_runs, submit
+            async with self._session.tooling(ctx) as tooling:
+                from prefect_rollout.mcp import submit
 
-                found = await flow_runs.find(tooling.api, tooling.policy, flow_run_id)
+                found = await self._found(tooling, flow_run_id)
                 await submit.retry(tooling.api, found, prepared.known)
                 return await self._submitted(tooling, ctx, flow_run_id, wait_seconds, repeated=False)
 
@@ -397,59 +401,76 @@ class Tools:
 
     # ---- shared ----
 
+    async def _found(self, tooling: Tooling, flow_run_id: str) -> "Found":
+        from prefect_rollout.mcp import flow_runs
+
+        return await flow_runs.find(tooling.api, tooling.policy, flow_run_id)
+
     async def _wait(self, tooling: Tooling, ctx: Context, flow_run_id: str, seconds: float) -> types.Release:
         from prefect_rollout.mcp import follow
 
         async def notify(release: types.Release) -> None:
-            done = sum(step.state == "done" for step in release.steps)
-            await ctx.report_progress(done, len(release.steps) or None, release.verdict or release.state)
+            # The wait for the server has reported up to 1.
+            done = 1 + sum(step.state == "done" for step in release.steps)
+            total = len(release.steps) + 1 if release.steps else None
+            await ctx.report_progress(done, total, release.verdict or release.state)
 
-        return await follow.wait(tooling.renewed, tooling.policy, flow_run_id, seconds, notify)
+        return await follow.wait(tooling.renewed, tooling.policy, flow_run_id, tooling.left(seconds), notify)
 
-    async def _asked(self, tooling: Tooling, given: dict[str, Any], *, clusters: bool = True) -> Request:
+    async def _asked(self, tooling: Tooling, *, limit_clusters: bool = True, **given: Any) -> Request:
         """Return the checked request of a tool that only reads."""
-        request = Request.of(**await self._given(tooling, given))
-        tooling.policy.check(request.model_dump(), clusters=clusters)
+        request = await self._checked(tooling, Request, given)
+        tooling.policy.check(request.model_dump(), clusters=limit_clusters)
         return request
 
     async def _request(
         self, tooling: Tooling, ctx: Context, action: Action, given: dict[str, Any]
     ) -> Checked:
         """Return the checked request of an action; its `InputError` names the mistake."""
-        values = await self._given(tooling, given)
-        values["requested_by"] = self._requested_by(ctx)
-        if "plan" in values:
-            plan = Plan.of_parameter(values["plan"])
-            needed = {"", ENVIRONMENT}.intersection(plan.targets)
+        if "plan" in given:
+            plan = Plan.of_parameter(self._with_app_id(given["plan"]))
             parts: list[Plan | PlannedRelease] = [plan, *plan.releases]
             for part in parts:
-                if part.target is not None and part.target in needed:
-                    part.target = await tooling.api.target_of(part.target)
-            values["plan"] = plan
-        request = action.request.of(**values)
+                if part.target in {"", ENVIRONMENT}.intersection(plan.targets):
+                    part.target = await tooling.api.target_of(part.target or "")
+            given = given | {"plan": plan}
+        request = await self._checked(tooling, action.request, given, requested_by=self._requested_by(ctx))
         tooling.policy.check({name: getattr(request, name) for name in request.model_fields_set})
         return request
 
-    async def _given(self, tooling: Tooling, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the arguments that differ from the flow's defaults, with defaults from the environment."""
-        values = {
-            name: value for name, value in given.items() if value not in (None, ARGUMENTS[name].default)
-        }
-        if "plan" in given:
-            return values
-        environment = self._environment
-        if target := await tooling.api.target_of(values.get("target", "")):
-            values["target"] = target
-        for name, default in (("app_id", environment.app_id), ("deployment", environment.deploy_name)):
-            if default:
-                values.setdefault(name, default)
-        # K8S_TEMPLATE_ID is a template of the deployment K8S_DEPLOY_NAME only.
-        own = same_id(values.get("app_id", ""), environment.app_id or "") and (
-            values.get("deployment") == environment.deploy_name
-        )
-        if own and "template_id" in given and environment.template_id and not values.get("images"):
-            values.setdefault("template_id", environment.template_id)
-        return values
+    async def _checked(self, tooling: Tooling, model: type[R], given: dict[str, Any], **more: Any) -> R:
+        """Return a request of the arguments that are not defaults, completed from the environment."""
+        values = {name: each for name, each in given.items() if each not in (None, DEFAULTS[name])} | more
+        found: dict[str, Any] = {}
+        if "plan" not in given:
+            if target := await tooling.api.target_of(values.get("target", "")):
+                values["target"] = target
+            environment = self._environment
+            found = {"app_id": environment.app_id, "deployment": environment.deploy_name}
+            asked = found | values
+            # K8S_TEMPLATE_ID is a template of the deployment K8S_DEPLOY_NAME only.
+            own = all(same_id(asked[name], found[name]) for name in found)
+            if own and "template_id" in given and not values.get("images"):
+                found["template_id"] = environment.template_id
+        found = {name: each for name, each in found.items() if each and name not in values}
+        try:
+            return model.of(**found | values)
+        except InputError as error:
+            if error.data.get("field") in found:
+                raise ConfigurationError(
+                    f"{VARIABLES[error.data['field']]}: {error.problem}",
+                    advice="Correct or unset the variable, or pass the argument.",
+                    field=error.data["field"],
+                ) from error
+            raise
+
+    def _with_app_id(self, plan: dict[str, Any]) -> dict[str, Any]:
+        """Return a plan whose releases without an app have that of the environment."""
+        releases, default = plan.get("releases"), self._environment.app_id
+        if not default or not isinstance(releases, list):
+            return plan
+        filled = [{"app_id": default} | each if isinstance(each, dict) else each for each in releases]
+        return plan | {"releases": filled}
 
     def _requested_by(self, ctx: Context) -> str:
         info = ctx.session.client_params.client_info if ctx.session.client_params else None
@@ -460,27 +481,8 @@ class Tools:
         return one_line(f"{user} by {client}" if user else client, 200)
 
 
-def release_and_watch(app_id: str = "", deployment: str = "") -> str:
-    """Release a deployment and follow it."""
-    name = f"the deployment {deployment}" if deployment else "the deployment K8S_DEPLOY_NAME"
-    of_app = f" of app {app_id}" if app_id else ""
-    return (
-        f"Release {name}{of_app}.\n"
-        "1. Call plan_release and show me what would change.\n"
-        "2. Once I agree, call deploy_latest_image with confirm=<plan_hash> and give me the link.\n"
-        "3. Call get_release with wait_seconds=30 until it has ended, and report each completed step.\n"
-        "4. Report the outcome and what each cluster runs. Unless it is released, add the diagnosis and what "
-        "to do next. Do not retry or roll back unless I ask for it."
-    )
-
-
 def declare(server: MCPServer[None], session: Session, *, stdio: bool) -> None:
     """Add the tools, the resource and the prompt to a server.
-
-    Args:
-        server: server without tools.
-        session: Prefect and its API.
-        stdio: the server serves one client of this machine's user.
 
     Raises:
         ConfigurationError: a `K8S_` variable is invalid.

@@ -45,11 +45,7 @@ class Platform(AbstractAsyncContextManager["Platform"], Protocol):
         ...
 
     def placement(self, workload: Workload, clusters: Sequence[str] | None = None) -> Placement:
-        """Return the clusters of the workload and their replicas (step 2).
-
-        Args:
-            workload: from step 1.
-            clusters: only these, in the workload's order; all if empty.
+        """Return the chosen clusters of the workload, or all, in its order, and their replicas (step 2).
 
         Raises:
             ClusterNotFoundError: the workload does not have one of `clusters`.
@@ -121,16 +117,10 @@ class Platform(AbstractAsyncContextManager["Platform"], Protocol):
         note: str,
         key: str,
     ) -> Change:
-        """Prepare a change from `base` to `images` (step 5).
+        """Prepare a change of `clusters` from `base` to `images` (step 5).
 
-        Args:
-            workload: from step 1.
-            base: the revision to start from.
-            images: all images of the new revision, `{container: image}`.
-            clusters: clusters that the change is for.
-            release_id: identifies the release; `prepared` finds the change by it.
-            note: description for people.
-            key: idempotency key.
+        `images` has all images of the new revision, `{container: image}`. `prepared` finds the change by
+        `release_id`. `note` describes it for people.
 
         Raises:
             UpgradeError: the platform did not prepare exactly one change. Nothing is published.
@@ -147,19 +137,14 @@ class Platform(AbstractAsyncContextManager["Platform"], Protocol):
         cluster: str,
         change: Change,
         *,
-        replicas: int,
+        replicas: int | None,
         over: Id | None,
         key: str,
     ) -> Applied:
         """Apply the change to a cluster (step 6). Return when the platform has accepted the write.
 
-        Args:
-            workload: from step 1.
-            cluster: the cluster.
-            change: from `prepare` or `revert`.
-            replicas: replicas to run.
-            over: revision that the cluster was asked for before; `None` if there was none.
-            key: idempotency key.
+        `replicas` are the pods to run; `None` leaves their number unchanged. `over` is the revision that the
+        cluster was asked for before, if there was one.
 
         Raises:
             QuotaExceededError: the quota of the namespace does not suffice.

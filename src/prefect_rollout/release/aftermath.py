@@ -62,7 +62,7 @@ def _written(action: Action, cluster: ClusterResult) -> str:
         return "an earlier attempt may have published to"
     back = cluster.online_known and not same_or_none(cluster.online, cluster.template)
     if cluster.published and back and same_or_none(cluster.online, cluster.template_before):
-        return f"{template_name(cluster.online)} was put back in"
+        return f"{template_name(cluster.online)} was restored in"
     return _surely(f"{template_name(cluster.template)} was published to", cluster)
 
 

@@ -42,7 +42,7 @@ class Reference(NamedTuple):
             ValueError: `text` is not a reference; the message names the likely cause.
         """
         if cause := _cause(text):
-            raise ValueError(f"{_shown(text)} is no image reference: {cause}")
+            raise ValueError(f"{_shown(text)} is not an image reference: {cause}")
         name, tag, digest = _split(text)
         return cls(*_placed(name), tag or "", digest or "")
 
@@ -81,6 +81,9 @@ def is_reference(text: str) -> bool:
 ALLOW = "allow-image:"
 """Prefix of a flow run's tags that name a pattern of images that it may release."""
 
+UNLISTED = "names-unlisted"
+"""Tag of a run whose errors do not list known names: its starter may not be allowed to see them."""
+
 RAN_BEFORE = "(ran before)"
 """Placeholder in a list of patterns for the registries and namespaces of a deployment's earlier images."""
 
@@ -95,7 +98,7 @@ def usable_pattern(text: str) -> str:
         return text
     if not _PATTERN.fullmatch(text.rstrip("/")):
         raise ValueError(
-            f"{one_line(text, 120)!r} is no pattern of images: give registry/repository, without a scheme, "
+            f"{one_line(text, 120)!r} is not an image pattern: give registry/repository, without a scheme, "
             "a tag or a digest; `*` matches any letters of one part, and by itself all images"
         )
     first, slash, rest = text.rstrip("/").partition("/")

@@ -1,7 +1,5 @@
 """The plan of a release: its changes to each cluster. Pure."""
 
-import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Self
 
@@ -11,7 +9,7 @@ from prefect_rollout.ids import Id
 from prefect_rollout.release.pod_diff import FieldChange
 from prefect_rollout.release.replicas import Replicas
 from prefect_rollout.release.request import Action, Approval, OnFailure, Order, Request
-from prefect_rollout.release.workload import Baseline, Placement, Revision, Strategy, Workload
+from prefect_rollout.release.workload import Baseline, Placement, Revision, Strategy, Workload, digest
 
 SHOWN_CHANGES = 100
 """Maximum number of changes listed for a cluster; the others are only counted."""
@@ -53,7 +51,7 @@ class ClusterPlan(BaseModel):
     )
     images: dict[str, str] = Field(default={}, description="Images after the release.")
     pods: int | None = Field(default=None, description="Pods that are listed now; null if unknown.")
-    replicas: int = Field(description="Desired replicas.")
+    replicas: int | None = Field(description="Desired replicas; null if they are not changed.")
     desired: int | None = Field(
         default=None,
         description="Replicas that the platform was asked for before; null if it does not report them.",
@@ -72,6 +70,8 @@ class ClusterPlan(BaseModel):
     def nothing(self) -> bool:
         """True if the pods stay as they are, as far as that is known."""
         same = self.changes == [] and self.images == self.images_before
+        if self.replicas is None:
+            return same
         return same and self.pods == self.replicas and self.desired in {None, self.replicas}
 
 
@@ -140,18 +140,9 @@ def release_plan(
 
     The hash covers everything that decides what is written, and nothing that changes by itself, such as pods.
 
-    Args:
-        action: the action.
-        targets: the target state, cluster by cluster.
-        platform: `Platform.identity`.
-        cloud: address of the platform, for people.
-        target: block with its credentials, for people.
-        workload: from step 1.
-        placement: from step 2.
-        creates: the release creates a new revision from the one in `targets`.
-        procedure: the order of writes, and the action after a failure.
-        notes: the revisions that were skipped, and why.
-        unknown: chosen revisions without a release on record.
+    `platform` is `Platform.identity`. `cloud`, its address, and `target`, the block with its credentials, are
+    for people. With `creates`, the release creates a new revision from the one in `targets`. `notes` name the
+    revisions that were skipped, and why; the chosen revisions in `unknown` have no release on record.
     """
     facts = {
         "action": action.value,
@@ -181,10 +172,9 @@ def release_plan(
             key=lambda each: str(each["cluster"]),
         ),
     }
-    canonical = json.dumps(facts, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
     return ReleasePlan(
         action=action,
-        plan_hash=hashlib.sha256(canonical).hexdigest()[:16],
+        plan_hash=digest(facts)[:16],
         cloud=cloud,
         target=target,
         app_id=workload.app_id,

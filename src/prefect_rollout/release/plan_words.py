@@ -3,6 +3,7 @@
 from prefect_rollout.ids import same_or_none
 from prefect_rollout.release.plan import ClusterPlan, ReleasePlan
 from prefect_rollout.release.pod_diff import FieldChange
+from prefect_rollout.release.replicas import NOT_CHANGED
 from prefect_rollout.release.request import Action
 from prefect_rollout.release.result import cloud_words
 from prefect_rollout.release.revisions import shortened, unknown_words
@@ -21,7 +22,9 @@ def template_words(plan: ReleasePlan, each: ClusterPlan) -> str:
 
 
 def pods_words(each: ClusterPlan) -> str:
-    """Return the listed pods and the desired replicas, such as `2 → 3`."""
+    """Return the listed pods and the desired replicas, such as `2 → 3` or `2, replicas not changed`."""
+    if each.replicas is None:
+        return f"{'unknown' if each.pods is None else each.pods}, {NOT_CHANGED}"
     return f"{'unknown' if each.pods is None else each.pods} → {each.replicas}"
 
 
@@ -102,10 +105,10 @@ def plan_lines(plan: ReleasePlan) -> list[str]:
     where = cloud_words(plan.cloud, plan.target)
     of = f"{one_line(plan.deployment, 120)}{where and f' on {one_line(where, 400)}'}"
     lines = [f"Plan of {of}, by {one_line(strategy_words(plan), 120)}:"]
-    for each in plan.clusters:
+    for each in [] if plan.nothing else plan.clusters:  # a dry run says one thing
         lines.append(
             f"  {one_line(each.cluster, 80)}: template {one_line(template_words(plan, each), 120)}; "
-            f"pods {pods_words(each)}"
+            f"pods {pods_words(each)}{_effect(plan, each)}"
         )
         lines += [f"    {one_line(note)}" for note in each.notes]
         lines += [
@@ -125,6 +128,16 @@ def plan_lines(plan: ReleasePlan) -> list[str]:
         lines.append(RESTARTED)
     lines += notes_of(plan)
     return [*lines, f"Plan hash: {plan.plan_hash}"]
+
+
+def _effect(plan: ReleasePlan, each: ClusterPlan) -> str:
+    """Return the effect on the running pods as a clause; empty if it is not known, or said elsewhere."""
+    known = each.changes is not None and each.images_before is not None
+    if plan.action in {Action.RESTART, Action.SCALE} or not known:
+        return ""
+    if each.images != each.images_before:
+        return "; pods are replaced"
+    return "; image unchanged, pods restart" if each.changes or each.more else "; running pods stay"
 
 
 def notes_of(plan: ReleasePlan) -> list[str]:

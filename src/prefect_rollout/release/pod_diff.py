@@ -5,13 +5,14 @@ Therefore values are shown only for the fields in `_PODS`: images, numbers, quan
 Kubernetes. For other fields, only the fact that they changed is shown.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel
+
+from prefect_rollout.release.workload import digest
 
 
 class FieldChange(BaseModel):
@@ -91,76 +92,56 @@ _word = _like(
 _quantity = _either(_number, _like(r"[0-9.]{1,20}([numkKMGTPE]|[KMGTPE]i)?"))
 _image = _like(r"[A-Za-z0-9][A-Za-z0-9_.:/-]{0,500}(@sha256:[0-9a-f]{64})?")
 
-_PROBE = {
-    "httpGet": {"path": _hidden, "port": _number, "scheme": _word, "host": _hidden, "httpHeaders": _hidden},
+
+def _all(leaf: Leaf, fields: str) -> dict[str, _Shape]:
+    return dict.fromkeys(fields.split(), leaf)
+
+
+_AMOUNTS: dict[str, _Shape] = {
+    "limits": _Each(_quantity),
+    "requests": _Each(_quantity),
+    "claims": _hidden,
+}
+_PROBE: dict[str, _Shape] = {
+    "httpGet": {"port": _number, "scheme": _word, **_all(_hidden, "path host httpHeaders")},
     "tcpSocket": {"port": _number, "host": _hidden},
     "grpc": {"port": _number, "service": _hidden},
     "exec": _hidden,
-    "initialDelaySeconds": _number,
-    "periodSeconds": _number,
-    "timeoutSeconds": _number,
-    "successThreshold": _number,
-    "failureThreshold": _number,
+    **_all(_number, "initialDelaySeconds periodSeconds timeoutSeconds successThreshold failureThreshold"),
     "terminationGracePeriodSeconds": _number,
 }
-_AMOUNTS = {"limits": _Each(_quantity), "requests": _Each(_quantity), "claims": _hidden}
-_CONTAINER = {
-    "name": _hidden,
+_PORT = {**_all(_number, "containerPort hostPort"), "protocol": _word, **_all(_hidden, "name hostIP")}
+_MOUNT = {
+    **_all(_hidden, "name mountPath subPath subPathExpr"),
+    **_all(_word, "mountPropagation recursiveReadOnly"),
+    "readOnly": _number,
+}
+_CONTAINER: dict[str, _Shape] = {
     "image": _image,
-    "imagePullPolicy": _word,
-    "ports": _Named(
-        "containerPort",
-        {
-            "name": _hidden,
-            "containerPort": _number,
-            "hostPort": _number,
-            "hostIP": _hidden,
-            "protocol": _word,
-        },
-    ),
+    "ports": _Named("containerPort", _PORT),
     "resources": _AMOUNTS,
     "livenessProbe": _PROBE,
     "readinessProbe": _PROBE,
     "startupProbe": _PROBE,
-    "env": _Named("name", {"name": _hidden, "value": _hidden, "valueFrom": _hidden}),
-    "volumeMounts": _Named(
-        "mountPath",
-        {
-            "name": _hidden,
-            "mountPath": _hidden,
-            "readOnly": _number,
-            "subPath": _hidden,
-            "subPathExpr": _hidden,
-            "mountPropagation": _word,
-            "recursiveReadOnly": _word,
-        },
-        shown=False,
-    ),
-    "terminationMessagePolicy": _word,
-    "restartPolicy": _word,
-    **dict.fromkeys(
-        (
-            *("command", "args", "workingDir", "envFrom", "lifecycle", "resizePolicy", "securityContext"),
-            *("stdin", "stdinOnce", "terminationMessagePath", "tty", "volumeDevices"),
-        ),
-        _hidden,
-    ),
+    "env": _Named("name", _all(_hidden, "name value valueFrom")),
+    "volumeMounts": _Named("mountPath", _MOUNT, shown=False),
+    **_all(_word, "imagePullPolicy terminationMessagePolicy restartPolicy"),
+    **_all(_hidden, "name command args workingDir envFrom lifecycle resizePolicy securityContext stdin"),
+    **_all(_hidden, "stdinOnce terminationMessagePath tty volumeDevices"),
 }
-_VOLUME = {
+_VOLUME: dict[str, _Shape] = {
     "name": _hidden,
     "emptyDir": {"medium": _word, "sizeLimit": _quantity},
     "hostPath": {"path": _hidden, "type": _word},
-    "configMap": {"name": _hidden, "items": _hidden, "defaultMode": _number, "optional": _hidden},
-    "secret": {"secretName": _hidden, "items": _hidden, "defaultMode": _number, "optional": _hidden},
+    "configMap": {"defaultMode": _number, **_all(_hidden, "name items optional")},
+    "secret": {"defaultMode": _number, **_all(_hidden, "secretName items optional")},
     "persistentVolumeClaim": {"claimName": _hidden, "readOnly": _number},
 }
-_PODS: dict[str, Any] = {
+_PODS: dict[str, _Shape] = {
     "metadata": {
-        "name": _hidden,
-        "namespace": _hidden,
         "labels": _Each(_hidden),
         "annotations": _Each(_hidden),
-        "creationTimestamp": _hidden,
+        **_all(_hidden, "name namespace creationTimestamp"),
     },
     "spec": {
         "containers": _Named("name", _CONTAINER),
@@ -168,43 +149,21 @@ _PODS: dict[str, Any] = {
         "volumes": _Named("name", _VOLUME),
         "nodeSelector": _Each(_hidden),
         "imagePullSecrets": _Named("name", {"name": _hidden}),
-        "terminationGracePeriodSeconds": _number,
-        "activeDeadlineSeconds": _number,
-        "priority": _number,
-        "minReadySeconds": _number,
-        "restartPolicy": _word,
-        "dnsPolicy": _word,
-        "preemptionPolicy": _word,
-        "serviceAccountName": _hidden,
-        "serviceAccount": _hidden,
-        "schedulerName": _hidden,
-        "priorityClassName": _hidden,
-        "runtimeClassName": _hidden,
-        "nodeName": _hidden,
-        "hostNetwork": _number,
-        "hostPID": _number,
-        "hostIPC": _number,
-        "shareProcessNamespace": _number,
-        "automountServiceAccountToken": _number,
-        **dict.fromkeys(
-            (
-                *("affinity", "dnsConfig", "ephemeralContainers", "hostAliases", "hostname", "hostUsers"),
-                *("enableServiceLinks", "os", "overhead", "readinessGates", "resourceClaims", "resources"),
-                *("schedulingGates", "securityContext", "setHostnameAsFQDN", "subdomain", "tolerations"),
-                "topologySpreadConstraints",
-            ),
-            _hidden,
-        ),
+        **_all(_word, "restartPolicy dnsPolicy preemptionPolicy"),
+        **_all(_number, "terminationGracePeriodSeconds activeDeadlineSeconds priority minReadySeconds"),
+        **_all(_number, "hostNetwork hostPID hostIPC shareProcessNamespace automountServiceAccountToken"),
+        **_all(_hidden, "serviceAccountName serviceAccount schedulerName priorityClassName nodeName"),
+        **_all(_hidden, "runtimeClassName affinity dnsConfig ephemeralContainers hostAliases hostname"),
+        **_all(_hidden, "hostUsers enableServiceLinks os overhead readinessGates resourceClaims resources"),
+        **_all(_hidden, "schedulingGates securityContext setHostnameAsFQDN subdomain tolerations"),
+        "topologySpreadConstraints": _hidden,
     },
 }
 """The known fields of a pod template, and the part of their values that is shown."""
 
 
-class _Missing:
-    """A missing value. JSON's null is a value."""
-
-
-_MISSING = _Missing()
+_MISSING = object()
+"""A missing value. JSON's null is a value."""
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[FieldChange]:
@@ -293,8 +252,4 @@ def _entries(value: Any, key: str) -> dict[str, Any] | None:
 def _same(one: Any, other: Any) -> bool:
     if one is _MISSING or other is _MISSING:
         return one is other
-    return _canonical(one) == _canonical(other)  # 1, 1.0 and true are equal in Python
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False).encode("utf-8", "surrogatepass")
+    return digest(one) == digest(other)  # 1, 1.0 and true are equal in Python

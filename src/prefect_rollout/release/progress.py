@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Literal, NamedTuple
+from typing import Generic, Literal, NamedTuple, TypeVar
 
 STEPS = (
     "check deployment",
@@ -62,34 +62,48 @@ class Progress(NamedTuple):
     aloud: bool = False
 
 
+T = TypeVar("T")
+
+
+class Listeners(Generic[T]):
+    """Callbacks of this process that are called within a context."""
+
+    def __init__(self, name: str) -> None:
+        self._current: ContextVar[tuple[Callable[[T], None], ...]] = ContextVar(name, default=())
+
+    @property
+    def current(self) -> tuple[Callable[[T], None], ...]:
+        """The listeners in this context."""
+        return self._current.get()
+
+    @contextmanager
+    def listening(self, listener: Callable[[T], None], *, alone: bool = False) -> Iterator[None]:
+        """Call `listener` with all messages within the context; if `alone`, the outer listeners get none."""
+        token = self._current.set((listener,) if alone else (*self._current.get(), listener))
+        try:
+            yield
+        finally:
+            self._current.reset(token)
+
+    def tell(self, message: T) -> None:
+        """Pass `message` to the listeners."""
+        for listener in self._current.get():
+            listener(message)
+
+
 Listener = Callable[[Progress], None]
 
-_listeners: ContextVar[tuple[Listener, ...]] = ContextVar("listeners", default=())
-
-
-@contextmanager
-def listening(listener: Listener, *, alone: bool = False) -> Iterator[None]:
-    """Call `listener` with all progress within the context; if `alone`, the outer listeners get none."""
-    token = _listeners.set((listener,) if alone else (*_listeners.get(), listener))
-    try:
-        yield
-    finally:
-        _listeners.reset(token)
-
-
-def tell(progress: Progress) -> None:
-    """Pass `progress` to the listeners."""
-    for listener in _listeners.get():
-        listener(progress)
+_listeners = Listeners[Progress]("listeners")
+listening, tell = _listeners.listening, _listeners.tell
 
 
 @contextmanager
 def silence() -> Iterator[None]:
     """Within the context, pass on only progress that is `aloud`."""
-    listeners = _listeners.get()
+    outer = _listeners.current
 
     def aloud(progress: Progress) -> None:
-        for listener in listeners if progress.aloud else ():
+        for listener in outer if progress.aloud else ():
             listener(progress)
 
     with listening(aloud, alone=True):

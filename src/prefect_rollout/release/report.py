@@ -18,7 +18,7 @@ from prefect_rollout.release.plan_words import (
 )
 from prefect_rollout.release.request import Action
 from prefect_rollout.release.result import ClusterResult, Outcome, ReleaseResult, cloud_words
-from prefect_rollout.text import link, markdown, one_line, table, when
+from prefect_rollout.text import link, markdown, number, one_line, table, when
 from prefect_rollout.verdict.diagnosis import Diagnosis
 
 _DONE = {
@@ -41,7 +41,7 @@ def render(result: ReleaseResult) -> str:
     facts = [
         ("App", app_words(result)),
         ("Deployment", markdown(result.deployment)),
-        ("Cloud", _cloud(result)),
+        ("Cloud", "" if result.outcome is Outcome.PLANNED else _cloud(result)),  # its plan names it
         ("Template", _template(result)),
         ("Held to plan", f"`{result.plan.plan_hash}`" if result.plan and not result.dry_run else ""),
         ("Reason", markdown(result.reason, 1000)),
@@ -148,7 +148,7 @@ def render_plan(plan: ReleasePlan) -> str:
     if plan.action is Action.RESTART:
         parts.append(RESTARTED)
     if choice := notes_of(plan):
-        parts += ["## Skipped templates", render_notes(choice)]
+        parts += ["## Choice of the template", render_notes(choice)]
     parts.append(f"Plan hash: `{plan.plan_hash}`")
     return "\n\n".join(parts)
 
@@ -197,6 +197,7 @@ def _error(result: ReleaseResult) -> list[str]:
     if diagnosis.pod or diagnosis.reported:
         quote.append(f"**Diagnosis:** {markdown(diagnosis, 1000)}")
     quote += [f"- {markdown(event)}" for event in diagnosis.events]
+    quote += [f"- Output: {markdown(line)}" for line in diagnosis.log_lines]
     if cause := error.get("cause"):
         earlier = Diagnosis.model_validate(cause["diagnosis"])
         quote.append(f"**The release failed first:** {markdown(earlier, 1000)}")
@@ -227,7 +228,7 @@ def _evidence(result: ReleaseResult) -> str:
         return ""
     if result.evidence == "strong":
         return "strong: the platform's own revisions agree"
-    return "weak: the platform reports only pod names and states; they were stable for two looks"
+    return "weak: the platform reports only pod names and states; they were the same in two polls"
 
 
 _WRITTEN = {True: "yes", False: "no", None: "unknown"}
@@ -240,7 +241,7 @@ def _cluster(cluster: ClusterResult) -> Sequence[str]:
         _id(cluster.template_before),
         _id(cluster.template),
         _WRITTEN[cluster.published] + back,
-        f"{'?' if cluster.ready is None else cluster.ready} / {cluster.replicas}",
+        f"{number(cluster.ready)} / {number(cluster.wanted)}",
         _live(cluster),
     )
 
@@ -249,7 +250,7 @@ def _live(cluster: ClusterResult) -> str:
     if not cluster.online_known:
         return "not looked at" if cluster.published is False else "unknown"
     online = "nothing" if cluster.online is None else markdown(cluster.online)
-    return f"{online}, {'?' if cluster.running is None else cluster.running} Running"
+    return f"{online}, {number(cluster.running)} Running"
 
 
 def _id(template_id: int | str | None) -> str:

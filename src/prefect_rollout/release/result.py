@@ -10,7 +10,7 @@ from pydantic import (
 
 from prefect_rollout.release.plan import ReleasePlan
 from prefect_rollout.release.request import Action
-from prefect_rollout.text import one_line
+from prefect_rollout.text import number, one_line
 from prefect_rollout.verdict.status import Pod
 
 
@@ -31,7 +31,7 @@ class ClusterResult(BaseModel):
     """Outcome of a release in one cluster."""
 
     cluster: str
-    replicas: int = Field(description="Desired replicas.")
+    replicas: int | None = Field(description="Desired replicas; null if the release does not change them.")
     ready: int | None = Field(
         default=0, description="New pods that were ready at the last look; null if unknown."
     )
@@ -67,6 +67,11 @@ class ClusterResult(BaseModel):
     pods: list[Pod] = Field(default_factory=list, description="The pods at the last look.")
 
     @property
+    def wanted(self) -> int | None:
+        """Replicas that the cluster has to reach; the platform's number if the release sets none."""
+        return self.desired if self.replicas is None else self.replicas
+
+    @property
     def live(self) -> str:
         """State of the cluster at the last look, such as `pub-bjwdt has template 5 online (…)`."""
         name = one_line(self.cluster, 60)
@@ -75,7 +80,7 @@ class ClusterResult(BaseModel):
         pods = "pods not known"
         if self.running is not None:
             wanted = self.replicas if self.desired is None else self.desired
-            pods = f"{self.running} pods of any template Running, {wanted} wanted"
+            pods = f"{self.running} pods of any template Running, {number(wanted)} wanted"
         return f"{name} has template {one_line(self.online, 40)} online ({pods})"
 
 

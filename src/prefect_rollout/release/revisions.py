@@ -174,7 +174,7 @@ def choose(
             return Choice(revision, notes, unknown=not of_revision)
         shown = one_line(revision.id, 40)
         where = f" in {one_line(cluster, 80)}" if cluster is not None else ""
-        notes.append(f"{shown} is skipped{where}: {why}; `{option} {shown}` takes it anyway")
+        notes.append(f"{shown} is skipped{where}: {why}; {option} {shown} takes it anyway")
     return Choice(None, notes)
 
 

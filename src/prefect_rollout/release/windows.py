@@ -117,9 +117,7 @@ class Rule(BaseModel):
     def spans(self, own: ZoneInfo, after: datetime) -> Iterator[tuple[datetime, datetime]]:
         """Yield the active times as `[start, end)` in UTC, in order, without those that end by `after`.
 
-        Args:
-            own: time zone of a rule without one.
-            after: an aware moment.
+        `own` is the time zone of a rule without one.
         """
         where = zone(self.timezone) if self.timezone else own
         if not self.cron:
@@ -282,8 +280,8 @@ def _wall_clock(text: str, *, last: bool = False) -> datetime:
     moment = iso_time(text)
     if moment is None or moment.tzinfo or moment.year not in _YEARS:
         raise ValueError(
-            f"{one_line(text, 40)!r} is no day such as 2026-12-24 and no moment such as 2026-12-24T18:00; "
-            f"years are {_YEARS[0]} to {_YEARS[-1]}, and the time zone is a field of its own"
+            f"{one_line(text, 40)!r} is neither a day such as 2026-12-24 nor a moment such as "
+            f"2026-12-24T18:00; years are {_YEARS[0]} to {_YEARS[-1]}; give the time zone in its own field"
         )
     if "T" in text:
         return moment

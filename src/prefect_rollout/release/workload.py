@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, Field, JsonValue
@@ -46,12 +45,13 @@ class Placement(BaseModel):
     """The clusters of a workload, in the order of publishing.
 
     Attributes:
-        replicas: configured replicas, `{cluster: replicas}`.
+        replicas: configured replicas, `{cluster: replicas}`; `None` if something else sets them, such as an
+            autoscaler or the nodes that a DaemonSet runs on.
         in_place: the platform updates pods in place, so that they keep their names.
         strategy: the way in which new pods replace old ones, if the platform says so.
     """
 
-    replicas: dict[str, int]
+    replicas: dict[str, int | None]
     in_place: bool = False
     strategy: Strategy | None = None
 
@@ -166,7 +166,7 @@ class Baseline(BaseModel):
         return self.revision is None or not self.revision.runs_like(revision)
 
 
-def digest(pod_template: Mapping[str, Any]) -> str:
-    """Return the SHA-256 of a pod template, or of a part of it."""
-    canonical = json.dumps(pod_template, sort_keys=True, ensure_ascii=False)
+def digest(values: Any) -> str:
+    """Return the SHA-256 of JSON values, such as a pod template; the order of keys does not matter."""
+    canonical = json.dumps(values, sort_keys=True, ensure_ascii=False)
     return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from prefect import get_run_logger
 
-from prefect_rollout.blocks import load_windows
+from prefect_rollout.blocks import forget_blocks, load_windows
 from prefect_rollout.errors import RolloutError, WindowClosedError
 from prefect_rollout.ids import Id, template_name
 from prefect_rollout.release.progress import Progress, tell
@@ -46,15 +46,8 @@ async def admit(
     """Wait until the run's windows are open or it breaks the glass; return True if it waited.
 
     Windows do not apply to a dry run. If they exempt rollbacks, they apply to a rollback only in the clusters
-    in which its template was never live.
-
-    Args:
-        app_id: id of the app on the platform.
-        request: a request with `break_glass` does not wait.
-        result: of the run, with its clusters; records a broken glass.
-        guard: guard of the run.
-        wait_seconds: the longest wait; 0 refuses at once.
-        way_back: of a rollback, returns the clusters in which its template was live before.
+    in which its template was never live; `way_back` returns the others. A request with `break_glass` does not
+    wait, and the result records it. With `wait_seconds` 0, a closed window refuses the run at once.
 
     Raises:
         WindowClosedError: a window stays closed for longer than `wait_seconds`.
@@ -95,6 +88,7 @@ async def admit(
 async def _sleep(seconds: float) -> None:
     async with slot_released():
         await asyncio.sleep(seconds)
+    forget_blocks()
 
 
 async def _refusal(
@@ -111,12 +105,9 @@ async def _refusal(
         exempt = await way_back()
         clusters = [cluster for cluster in clusters if cluster not in exempt]
         closed = windows.judge(app_id, clusters, _now()) if clusters else None
-        why = f"; this rollback is not exempt: {_asked_for(request)} was never released there"
+        asked_for = template_name(request.to_template if isinstance(request, RollbackRequest) else None)
+        why = f"; this rollback is not exempt: {asked_for} was never released there"
     return closed and _Refusal(block, closed, closed.clause(block) + why)
-
-
-def _asked_for(request: Request) -> str:
-    return template_name(request.to_template if isinstance(request, RollbackRequest) else None)
 
 
 def _error(refusal: _Refusal, waited_seconds: float) -> WindowClosedError:

@@ -14,20 +14,18 @@ async def check_images(
     named: Mapping[str, str],
     ran: Callable[[], Awaitable[Sequence[str]]],
 ) -> None:
-    """Check that the images may be released. Call it before anything is written.
+    """Check that the images of a release, by container, are allowed. Call it before anything is written.
 
-    Args:
-        target: target of the run.
-        coming: all images after the release, by container.
-        named: the images that replace a template's.
-        ran: reads the registries and namespaces of earlier images.
+    Of them, the request has `named` some. `ran` reads the registries and namespaces of earlier images.
 
     Raises:
         InputError: an image is not allowed; the message names who decides and how to allow it.
     """
     chosen = await opened_as(target)
     refuse_by_block(chosen, coming)
-    if not (patterns := _of_the_server()):
+    # The patterns of the MCP server that started the run, if one did.
+    patterns = {tag.removeprefix(ALLOW) for tag in tags_of_the_run() if tag.startswith(ALLOW)}
+    if not patterns:
         return
     advice = "Who runs the MCP server allows its registry or repository with --allow-image."
     if RAN_BEFORE not in patterns:
@@ -50,8 +48,3 @@ def refuse_by_block(chosen: Chosen, images: Mapping[str, str]) -> None:
             by=f"the block {chosen.name}",
             advice="Add its registry or repository to the block's allowed_images in the Prefect UI.",
         )
-
-
-def _of_the_server() -> set[str]:
-    """Return the patterns of the MCP server that started the run; empty if none did."""
-    return {tag.removeprefix(ALLOW) for tag in tags_of_the_run() if tag.startswith(ALLOW)}

@@ -14,19 +14,20 @@ from typing import Annotated, Any, Literal
 from prefect import get_client, get_run_logger
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
-from prefect.context import FlowRunContext
 from prefect.exceptions import FlowPauseTimeout
 from prefect.flow_runs import apause_flow_run, asuspend_flow_run
 from prefect.input import RunInput
 from prefect.input.run_input import keyset_from_base_key
 from pydantic import AfterValidator, Field, ValidationError
 
+from prefect_rollout.blocks import forget_blocks
 from prefect_rollout.errors import InputError, NotApprovedError
 from prefect_rollout.release.plan import ReleasePlan
 from prefect_rollout.release.progress import Progress, tell
 from prefect_rollout.release.report import app_words, render_plan
 from prefect_rollout.release.request import ReleaseRequest
 from prefect_rollout.release.result import ReleaseResult
+from prefect_rollout.runs.flow_runs import this_run
 from prefect_rollout.runs.guard import pausing
 from prefect_rollout.runs.lifecycle import run_link
 from prefect_rollout.runs.prefect_errors import translate_errors
@@ -61,7 +62,7 @@ def refuse_where_nobody_answers() -> None:
     Raises:
         InputError: another flow run started this one, which therefore cannot wait for a person.
     """
-    if _here().parent_task_run_id is not None:
+    if this_run().parent_task_run_id is not None:
         raise InputError(
             "approval: a run that another flow run started cannot ask a person; allowed is none",
             advice="Ask in the run that starts it; nothing was written.",
@@ -90,9 +91,10 @@ async def approve(question: str, *, key: str, seconds: float, requested_by: str)
     """
     with translate_errors():
         async with get_client() as client:
-            run = await client.read_flow_run(_here().id)
+            run = await client.read_flow_run(this_run().id)
             decision = await _decision(client, run, question, key, seconds, requested_by)
             await client.update_flow_run_labels(run.id, {"rollout.approved-by": decision.name})
+    forget_blocks()
     tell(Progress(STEP, "done", f"approved by {decision.name}"))
     return decision
 
@@ -181,13 +183,6 @@ def _not_approved(problem: str, **data: Any) -> NotApprovedError:
 def _same(name: str | None) -> str:
     """Return a name for comparison: case, width and extra blanks make no difference."""
     return " ".join(unicodedata.normalize("NFKC", name or "").casefold().split())
-
-
-def _here() -> FlowRun:
-    context = FlowRunContext.get()
-    if context is None or context.flow_run is None:
-        raise RuntimeError("only a flow run can ask for approval")
-    return context.flow_run
 
 
 def question(request: ReleaseRequest, result: ReleaseResult, plan: ReleasePlan) -> str:

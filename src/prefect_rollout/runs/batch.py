@@ -8,7 +8,6 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-import prefect.runtime
 from prefect import Flow, get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun, State, StateType
@@ -42,10 +41,9 @@ from prefect_rollout.runs.children import (
     released_before,
 )
 from prefect_rollout.runs.endings import end, foreseen, ownership_of, skipped
+from prefect_rollout.runs.flow_runs import CLOUD, TARGET, this_run
 from prefect_rollout.runs.guard import Guard, Ownership, guarding
-from prefect_rollout.runs.labels import CLOUD
 from prefect_rollout.runs.lifecycle import run_link
-from prefect_rollout.runs.prefect_errors import translate_errors
 from prefect_rollout.runs.staleness import skip_unless_due
 from prefect_rollout.text import markdown, one_line
 
@@ -64,12 +62,9 @@ _END_SECONDS = 15.0
 async def run_batch(
     request: BatchRequest, steps: Callable[["Batch"], Awaitable[None]], flow: Flow[..., Any]
 ) -> BatchResult:
-    """Run `steps` under the guard, and report every ending.
+    """Run the steps of a batch under the guard, and report every ending.
 
-    Args:
-        request: the request.
-        steps: the steps of the batch, in order.
-        flow: the flow that releases one deployment.
+    Each release is a run of `flow`.
 
     Raises:
         ReleaseCancelledError: the batch was cancelled; the run's state is Cancelled.
@@ -77,36 +72,34 @@ async def run_batch(
         NotApprovedError: a person rejected it; its state is Rejected.
         RolloutError: another error ended it; `error.result` is the result so far.
     """
-    run_id = UUID(str(prefect.runtime.flow_run.id))
+    run = this_run()
     result = BatchResult.of(
         request.plan,
-        str(run_id),
+        str(run.id),
         approval=request.approval,
         dry_run=request.dry_run,
         requested_by=request.requested_by,
-        link=run_link(run_id),
+        link=run_link(run.id),
     )
     guard: Guard | None = None
     ended: BaseException | None = None
-    standing = Ownership.OURS
+    ownership = Ownership.OURS
     async with get_client() as client:
         page = BatchPage(result, client)
         try:
             await skip_unless_due(request.late_minutes)
-            async with guarding(run_id) as guard:
-                with translate_errors():
-                    run = await client.read_flow_run(run_id)
+            async with guarding() as guard:
                 batch = Batch(request, result, guard, client, run, flow)
                 try:
                     async with page.kept_up_to_date():
                         await foreseen(batch.carry_out(steps))
                 finally:
-                    standing = await ownership_of(guard)
+                    ownership = await ownership_of(guard)
         except SkippedError as error:
             return skipped(error, result)
         except (RolloutError, asyncio.CancelledError, TerminationSignal) as error:
             ended = error
-        return await end(result, ended, guard, standing, lambda _: page.finish())
+        return await end(result, ended, guard, ownership, lambda _: page.update(running=False))
 
 
 class Batch:
@@ -128,6 +121,7 @@ class Batch:
         self._client = client
         self._run = run
         self._flow = flow
+        self._labels: dict[str, dict[str, str]] = {}
         self._running: dict[str, asyncio.Task[None]] = {}
 
     async def carry_out(self, steps: Callable[["Batch"], Awaitable[None]]) -> None:
@@ -164,6 +158,9 @@ class Batch:
                 problems[target] = f"{error.problem}. {error.advice.removesuffix('.')}"
         self._plan.refuse_targets(problems)
         self._plan.refuse(_refused_images(self._plan, found))
+        self._labels = {
+            target: {CLOUD: chosen.block.address, TARGET: chosen.name} for target, chosen in found.items()
+        }
         self.result.clouds = list(dict.fromkeys(chosen.words for chosen in found.values()))
         await self._guard.label(
             {CLOUD: one_line(", ".join(self.result.clouds), 1000)}, {plan_tag(self._plan)}
@@ -227,12 +224,9 @@ class Batch:
     # ---- approval ----
 
     async def get_approval(self, what: str, key: str, text: str) -> None:
-        """Wait until a person has approved, and record who.
+        """Wait until a person has approved `what`, such as `wave 2`, and record who.
 
-        Args:
-            what: the part to approve, such as `wave 2`.
-            key: identifies the question within the run.
-            text: the effect, as markdown.
+        The `key` identifies the question within the run; `text` is the effect, as markdown.
 
         Raises:
             NotApprovedError: a person rejected it, or nobody approved it in time.
@@ -260,11 +254,9 @@ class Batch:
     # ---- release ----
 
     async def release_waves(self, expected: Mapping[str, str], pause: Callable[..., Awaitable[str]]) -> None:
-        """Release all waves; the result says how each release ended.
+        """Release all waves, with `pause` between them; the result says how each release ended.
 
-        Args:
-            expected: the plan hash that a release has to have, by name.
-            pause: the task that lets a wave soak.
+        A release that `expected` names has to have that plan hash.
 
         Raises:
             NotApprovedError: a person rejected a wave, or nobody approved it in time.
@@ -391,10 +383,13 @@ class Batch:
         known = ChildRuns(self._client, self._run, kind)
         await known.find()
         async with AsyncExitStack() as stack:
-            children: Children = InProcess(known, self._flow)
+            children: Children
             if self.request.run_in == "work-pool":
                 on_pool = OnWorkPool(known, self.request.child_deployment)
                 children = await stack.enter_async_context(on_pool.waiting())
+            else:
+                flow_id = await self._client.create_flow(self._flow)
+                children = InProcess(known, self._flow, flow_id, self._labels)
             try:
                 yield children
             except Pause:  # no release runs while a person is asked

@@ -14,10 +14,10 @@ from prefect.exceptions import Pause, PrefectException
 
 from prefect_rollout.batch.result import BatchResult, render
 from prefect_rollout.runs.endings import LAST_SECONDS
-from prefect_rollout.runs.history import leave_record
+from prefect_rollout.runs.history import with_record
 from prefect_rollout.text import one_line
 
-_UPDATE_SECONDS = 2.0
+_UPDATE_SECONDS = 5.0
 
 
 class BatchPage:
@@ -33,7 +33,13 @@ class BatchPage:
     @asynccontextmanager
     async def kept_up_to_date(self) -> AsyncIterator[None]:
         """Keep the artifacts up to date within the context."""
-        updates = asyncio.create_task(self._keep_updating())
+
+        async def keep_updating() -> None:
+            while True:
+                await self.update(running=True)
+                await asyncio.sleep(_UPDATE_SECONDS)
+
+        updates = asyncio.create_task(keep_updating())
         waiting = False
         try:
             yield
@@ -44,18 +50,10 @@ class BatchPage:
             updates.cancel()
             await asyncio.wait([updates])
             if waiting:
-                await self._update(running=True)
+                await self.update(running=True)
 
-    async def finish(self) -> None:
-        """Write the final page, and the result for programs."""
-        await self._update(running=False)
-
-    async def _keep_updating(self) -> None:
-        while True:
-            await self._update(running=True)
-            await asyncio.sleep(_UPDATE_SECONDS)
-
-    async def _update(self, *, running: bool) -> None:
+    async def update(self, *, running: bool) -> None:
+        """Write the page; at the end, when `running` is false, also the result for programs."""
         state = self._result.model_dump_json()
         if running and state == self._shown:
             return
@@ -70,6 +68,8 @@ class BatchPage:
 
     async def _write(self, *, running: bool) -> None:
         page, progress = render(self._result, running=running), self._result.progress
+        if not running:
+            page = with_record(page, self._result)
         if self._progress is None:
             self._progress = await acreate_progress_artifact(progress, description="Releases that have ended")
         else:
@@ -80,5 +80,3 @@ class BatchPage:
             self._page = await acreate_markdown_artifact(page, key=key, description=counted)
         else:
             await self._client.update_artifact(self._page, ArtifactUpdate(data=page, description=counted))
-        if not running:
-            await leave_record(self._result)

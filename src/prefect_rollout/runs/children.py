@@ -3,31 +3,45 @@
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from copy import copy
 from typing import Any, Protocol
 from uuid import UUID
 
 import httpx
 from prefect import Flow, Task, get_run_logger
 from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.actions import FlowRunCreate
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound, PrefectException
-from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed, Pending
+from prefect.states import AwaitingRetry, Cancelled, Cancelling, Crashed, Pending, to_state_create
 
 from prefect_rollout.batch.plan import Plan
 from prefect_rollout.errors import ConfigurationError, InputError
 from prefect_rollout.runs import guard
-from prefect_rollout.runs.flow_runs import PAGE, by_id, pages
-from prefect_rollout.runs.labels import BATCH_TAG, INHERITED, ROLLED_BACK
-from prefect_rollout.runs.processes import execute
+from prefect_rollout.runs.flow_runs import (
+    BATCH_TAG,
+    INHERITED,
+    PAGE,
+    PROCESS,
+    ROLLED_BACK,
+    all_runs,
+    by_id,
+    deployment_tags,
+)
+from prefect_rollout.runs.lifecycle import asked_for
+from prefect_rollout.runs.processes import execute, this_process
 from prefect_rollout.runs.throttle import Throttle, slot
-from prefect_rollout.settings import batches
+from prefect_rollout.settings import rollout_settings
 from prefect_rollout.text import one_line
 
 _POLL_SECONDS = 2.0
 
 Begun = Callable[[FlowRun], None]
+
+Labels = Mapping[str, Mapping[str, str]]
+"""Labels of the runs that have a target, by target."""
 
 
 class Children(Protocol):
@@ -38,10 +52,7 @@ class Children(Protocol):
     async def run(self, name: str, parameters: Mapping[str, Any], begun: Begun) -> State[Any]:
         """Run the child of that name, or continue it where it stopped, and return its final state.
 
-        Args:
-            name: name of the release, unique in the batch; a retry of the batch finds the child by it.
-            parameters: parameters of the flow.
-            begun: called with the child's run as soon as it is known.
+        A retry of the batch finds the child by its name. `begun` is called as soon as its run is known.
         """
         ...
 
@@ -51,7 +62,10 @@ class Children(Protocol):
 
 
 class ChildRuns:
-    """The child runs of a batch's run by name, including those of its earlier attempts."""
+    """The child runs of a batch's run by name, including those of its earlier attempts.
+
+    They are of one kind: `release` or `dry-run`.
+    """
 
     def __init__(self, client: PrefectClient, batch: FlowRun, kind: str) -> None:
         self.client = client
@@ -80,10 +94,21 @@ class ChildRuns:
         undone = run.state is not None and run.state.is_final() and run.labels.get(ROLLED_BACK)
         return None if undone else run
 
-    def tags(self, name: str) -> list[str]:
-        """Return the tags that identify a child, and those that limit it."""
+    async def new(self, name: str, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the name, parameters and tags of a new child, and its parent, to create it with."""
+        plan = "plan " if self.kind == "dry-run" else ""
+        return {
+            "name": f"{plan}{one_line(name, 120)} → {asked_for(parameters)}",
+            "parameters": dict(parameters),
+            "tags": self.tags(name, parameters),
+            "parent_task_run_id": await self.parent_task(name),
+        }
+
+    def tags(self, name: str, parameters: Mapping[str, Any]) -> list[str]:
+        """Return the tags that identify a child and its deployment, and those that limit it."""
+        of_deployment = deployment_tags(parameters["app_id"], parameters["deployment"])
         inherited = [tag for tag in self.batch.tags if tag.startswith(INHERITED)]
-        return [batch_tag(self.batch.id), f"{self.kind}:{name}", *inherited]
+        return [batch_tag(self.batch.id), f"{self.kind}:{name}", *of_deployment, *inherited]
 
     async def parent_task(self, name: str) -> UUID:
         """Create the task run of the batch that represents the child, as Prefect does for a subflow."""
@@ -112,23 +137,22 @@ def name_of(child: FlowRun) -> str:
 async def children_of(client: PrefectClient, batch_id: UUID, kind: str) -> list[FlowRun]:
     """Return the children of a batch's run, the oldest first."""
     wanted = FlowRunFilter(tags=FlowRunFilterTags(all_=[batch_tag(batch_id)]))
-    ours = [
-        run
-        async for page in pages(client, wanted, FlowRunSort.ID_DESC)
-        for run in page
-        if any(tag.startswith(f"{kind}:") for tag in run.tags)
-    ]
+    children = await all_runs(client, wanted)
+    ours = [run for run in children if any(tag.startswith(f"{kind}:") for tag in run.tags)]
     return sorted(ours, key=lambda run: (run.created is not None, run.created))
 
 
 class InProcess:
     """Children that run in this process, on its event loop."""
 
-    def __init__(self, known: ChildRuns, flow: Flow[..., Any]) -> None:
+    def __init__(self, known: ChildRuns, flow: Flow[..., Any], flow_id: UUID, labels: Labels) -> None:
         self.known = known
-        self._flow = flow
+        self._flow = copy(flow)
+        self._flow.flow_run_name = None  # each run has its name from the start
+        self._flow_id = flow_id
+        self._labels = labels
         self._begun: set[UUID] = set()
-        self._throttle = Throttle(batches().api_turns)
+        self._throttle = Throttle(rollout_settings().api_turns)
 
     async def run(self, name: str, parameters: Mapping[str, Any], begun: Begun) -> State[Any]:
         """See `Children`."""
@@ -147,14 +171,17 @@ class InProcess:
         client = self.known.client
         run = await self.known.now(name)
         if run is None:
-            created = await client.create_flow_run(
-                self._flow,
-                parameters=dict(parameters),
-                tags=self.known.tags(name),
-                parent_task_run_id=await self.known.parent_task(name),
-                state=Pending(),
+            new = FlowRunCreate(
+                **await self.known.new(name, parameters),
+                flow_id=self._flow_id,
+                flow_version=self._flow.version,
+                state=to_state_create(Pending()),
+                labels={PROCESS: this_process(), **self._labels[parameters["target"]]},
             )
-            return self.known.add(name, created)
+            # The client's own method creates the flow each time, and takes no labels.
+            sent = new.model_dump(mode="json", exclude_unset=True)
+            answer = await client.request("POST", "/flow_runs/", json=sent)
+            return self.known.add(name, FlowRun.model_validate(answer.json()))
         state = run.state
         if state is None or state.is_completed() or state.type is StateType.PENDING:
             return run
@@ -222,9 +249,7 @@ class OnWorkPool:
             attempt = self.known.attempts.get(name, 0)
             created = await client.create_flow_run_from_deployment(
                 self._deployment_id,
-                parameters=dict(parameters),
-                tags=self.known.tags(name),
-                parent_task_run_id=await self.known.parent_task(name),
+                **await self.known.new(name, parameters),
                 # A request that is sent twice creates one run.
                 idempotency_key=f"{self.known.batch.id}:{self.known.kind}:{name}:{attempt}",
             )
@@ -279,12 +304,7 @@ def plan_tag(plan: Plan) -> str:
 async def released_before(client: PrefectClient, plan: Plan, but: UUID) -> dict[str, UUID]:
     """Return the releases that succeeded in the latest batches of a plan, as `{name: flow run}`.
 
-    These are the latest batch and, if it ran with `only_failed`, the ones before it.
-
-    Args:
-        client: client of the Prefect API.
-        plan: the plan.
-        but: the batch to leave out.
+    These are the latest batch, except for `but`, and, if it ran with `only_failed`, the ones before it.
 
     Raises:
         InputError: there is no earlier batch, or one has not ended.

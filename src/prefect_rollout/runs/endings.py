@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast
 from prefect import get_run_logger
 from prefect.client.schemas.objects import State
 from prefect.exceptions import Abort
-from prefect.states import Cancelled, Completed, Crashed
+from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from prefect_rollout.batch.result import BatchResult, aftermath_of_batch
 from prefect_rollout.errors import (
@@ -36,7 +36,7 @@ async def foreseen(work: Awaitable[None]) -> None:
     except RolloutError:
         raise
     except Exception as error:
-        raise UnforeseenError(f"{type(error).__name__}, which nobody foresaw") from error
+        raise UnforeseenError(f"unexpected {type(error).__name__}") from error
 
 
 async def ownership_of(guard: Guard) -> Ownership:
@@ -64,7 +64,7 @@ async def end(
     result: ResultT,
     ended: BaseException | None,
     guard: Guard | None,
-    standing: Ownership,
+    ownership: Ownership,
     report: Callable[[bool], Awaitable[None]],
 ) -> ResultT:
     """End a run: note the error in `result`, report, and return what the flow returns.
@@ -73,17 +73,18 @@ async def end(
         result: the result so far.
         ended: the error or cancellation that ended the work, if any.
         guard: the run's guard; `None` if the run had not begun.
-        standing: who owns the run.
+        ownership: who owns the run.
         report: writes the report; its argument is true if the run is being stopped and time is short.
 
     Raises:
         Abort: another process continues the run, and this one sets no state and writes no report.
-        BaseException: `ended`, if the run fails with it, or if Prefect sets the state of a stopped run.
+        BaseException: `ended`, if it is unforeseen, nobody approved in time, or Prefect sets the state of a
+            stopped run.
     """
-    if standing is Ownership.TAKEN_OVER:
+    if ownership is Ownership.TAKEN_OVER:
         problem = f": {ended}" if isinstance(ended, RolloutError) else ""
         raise Abort(f"another process continues this run{problem}") from ended
-    cancelling = standing is Ownership.CANCELLING
+    cancelling = ownership is Ownership.CANCELLING
     stopped = ended is not None and not isinstance(ended, RolloutError)
     error = _error(result, ended, guard, cancelling=cancelling)
     result.error = None
@@ -106,7 +107,11 @@ async def end(
             return cast(ResultT, Crashed(data=error, message=str(error)))
     rejected = isinstance(error, NotApprovedError) and error.rejected
     if ended is not None and not (stopped or cancelling or rejected):
-        raise ended
+        # Prefect fails a run by itself that was paused for too long, and would hide a returned error.
+        if isinstance(error, UnforeseenError | NotApprovedError):
+            raise ended
+        # Prefect would log the traceback of an error that is raised, and begin its message otherwise.
+        return cast(ResultT, Failed(data=error, message=str(error)))
     return cast(ResultT, _cancelled(error, "Rejected" if rejected else "Cancelled"))
 
 

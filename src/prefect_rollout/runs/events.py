@@ -28,15 +28,10 @@ _CLUSTERS = 50
 
 
 def emit(what: str, result: ReleaseResult, platform: str | None, **more: Any) -> None:
-    """Emit an event of a release; log it if it is too large.
+    """Emit an event of a release, whose name ends in `what`; log it if it is too large.
 
-    Prefect sends it in the background, and waits for it when the process ends.
-
-    Args:
-        what: last word of the event, such as `started`.
-        result: the release so far.
-        platform: identity of the platform; `None` if its block could not be loaded.
-        more: further items of the payload.
+    Prefect sends it in the background, and waits for it when the process ends. The platform's identity is
+    `None` if its block could not be loaded.
     """
     if result.dry_run:
         return
@@ -44,7 +39,7 @@ def emit(what: str, result: ReleaseResult, platform: str | None, **more: Any) ->
         emit_event(
             PREFIX + what,
             resource=resource(result, platform),
-            related=_related(result, platform, result.clusters),
+            related=_related(result, platform),
             payload=payload(result) | more,
         )
     except EventTooLarge as error:
@@ -115,26 +110,18 @@ def resource(result: ReleaseResult, platform: str | None) -> dict[str, str]:
     }
 
 
-def _related(
-    result: ReleaseResult, platform: str | None, clusters: list[ClusterResult]
-) -> list[dict[str, str]]:
-    identity, app_id = _platform(platform), one_line(result.app_id)
-    app = {
-        "prefect.resource.id": f"prefect-rollout.app.{identity}.{app_id}",
-        "prefect.resource.role": "app",
-        "prefect.resource.name": one_line(result.app) if result.app else app_id,
-    }
-    names = [one_line(cluster.cluster) for cluster in clusters[:_CLUSTERS]]
+def _related(result: ReleaseResult, platform: str | None) -> list[dict[str, str]]:
+    app_id = one_line(result.app_id)
+    clusters = [one_line(cluster.cluster) for cluster in result.clusters[:_CLUSTERS]]
+    related = [("app", app_id, one_line(result.app) if result.app else app_id)]
+    related += [("cluster", name, name) for name in clusters]
     return [
-        app,
-        *(
-            {
-                "prefect.resource.id": f"prefect-rollout.cluster.{identity}.{name}",
-                "prefect.resource.role": "cluster",
-                "prefect.resource.name": name,
-            }
-            for name in names
-        ),
+        {
+            "prefect.resource.id": f"prefect-rollout.{role}.{_platform(platform)}.{key}",
+            "prefect.resource.role": role,
+            "prefect.resource.name": name,
+        }
+        for role, key, name in related
     ]
 
 

@@ -1,14 +1,45 @@
-"""Read the flow runs of releases, of which there may be more than Prefect's API returns at once."""
+"""The flow runs of releases: the labels and tags that this package adds to them, and how to read them."""
 
 from collections.abc import AsyncIterator, Sequence
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterId
-from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.filters import (
+    FlowFilter,
+    FlowFilterName,
+    FlowRunFilter,
+    FlowRunFilterId,
+    FlowRunFilterState,
+    FlowRunFilterStateType,
+)
+from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
+from prefect.context import FlowRunContext
 
-from prefect_rollout.release.request import Action
+from prefect_rollout.release.images import ALLOW, UNLISTED
+from prefect_rollout.release.request import Action, Checked, Request
+from prefect_rollout.text import one_line
+
+CLOUD, TARGET = "rollout.cloud", "rollout.target"
+"""Labels: address of the run's cloud, and the block with its credentials."""
+
+LEASE, LOCKS, LOCKED_AT = "rollout.lease", "rollout.locks", "rollout.locked-at"
+"""Labels: the run's lease, the names of its locks, and when it acquired them."""
+
+HOST, PROCESS = "rollout.host", "rollout.process"
+"""Labels: machine with the results of the run's steps, and process that executes or last executed it."""
+
+ROLLED_BACK = "rollout.rolled-back"
+"""Label of a run that began to roll back: it cannot be continued."""
+
+TRIGGER = "trigger:"
+"""Prefix of the tag that says how a run was started."""
+
+BATCH_TAG = "batch:"
+"""Prefix of the tag of a batch's releases; the id of the batch's run follows."""
+
+INHERITED = (ALLOW, UNLISTED)
+"""Prefixes of the tags that a batch's run passes on to its releases."""
 
 PAGE = 200
 """Longest list that Prefect's API returns."""
@@ -22,6 +53,27 @@ FLOW_NAMES = (
 
 OF_RELEASES = FlowFilter(name=FlowFilterName(any_=list(FLOW_NAMES)))
 """Filter of the flows of that name."""
+
+
+def deployment_tags(app_id: object, deployment: str) -> list[str]:
+    """Return the tags that find the runs of a deployment. Names may be cut: check the record as well."""
+    return [f"app:{one_line(app_id, 80)}", f"deployment:{one_line(deployment, 80)}"]
+
+
+def first_tags(trigger: str, request: Checked) -> list[str]:
+    """Return the tags of a new run: its trigger and, unless it is a batch, its app and deployment."""
+    tags = [f"{TRIGGER}{trigger}"]
+    if isinstance(request, Request):
+        tags += deployment_tags(request.app_id, request.deployment)
+    return tags
+
+
+def this_run() -> FlowRun:
+    """Return the current flow run, as Prefect read it when it began."""
+    context = FlowRunContext.get()
+    if context is None or context.flow_run is None:
+        raise RuntimeError("this is called outside of a flow run")
+    return context.flow_run
 
 
 def is_release(run: FlowRun) -> bool:
@@ -41,6 +93,21 @@ async def pages(
         if len(page) < PAGE:
             return
         offset += PAGE
+
+
+async def all_runs(
+    client: PrefectClient,
+    runs: FlowRunFilter,
+    sort: FlowRunSort = FlowRunSort.ID_DESC,
+    flows: FlowFilter | None = None,
+) -> list[FlowRun]:
+    """Return the runs of all pages."""
+    return [run async for page in pages(client, runs, sort, flows) for run in page]
+
+
+def in_states(*types: StateType) -> FlowRunFilterState:
+    """Return a filter of the runs in a state of one of these types."""
+    return FlowRunFilterState(type=FlowRunFilterStateType(any_=list(types)))
 
 
 async def by_id(client: PrefectClient, ids: Sequence[UUID]) -> dict[UUID, FlowRun]:

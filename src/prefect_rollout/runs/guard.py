@@ -23,13 +23,13 @@ from prefect.logging import get_run_logger
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Running
 
+from prefect_rollout.blocks import sharing_blocks
 from prefect_rollout.errors import ConfigurationError, LockLostError, RolloutError
 from prefect_rollout.runs import heartbeat, zombies
-from prefect_rollout.runs.labels import HOST, PROCESS
+from prefect_rollout.runs.flow_runs import HOST, PROCESS, this_run
 from prefect_rollout.runs.lock import Lock
 from prefect_rollout.runs.prefect_errors import PREFECT_ERRORS, describe, translate_errors
-from prefect_rollout.runs.processes import this_host, this_process
-from prefect_rollout.runs.result_storage import check_result_storage
+from prefect_rollout.runs.processes import check_result_storage, this_host, this_process
 from prefect_rollout.text import one_line
 
 # Seconds to wait, after a cancel, for the answer to a write that was already sent.
@@ -58,9 +58,9 @@ class Guard:
     """Guard of one flow run, created by `guarding`.
 
     Attributes:
+        run: the flow run when this process began it, with the tags that it has got since.
         run_id: id of the flow run.
         client: client of the Prefect API.
-        labels: labels of the flow run when this process began it.
         cancelled: reason why the run was asked to stop, or `None`.
         process_ends: the run was asked to stop because its process ends; another process can continue it.
         decided: a step has decided how the run ends; a later cancel does not change that.
@@ -71,9 +71,9 @@ class Guard:
     """
 
     def __init__(self, client: PrefectClient, run: FlowRun) -> None:
+        self.run = run
         self.run_id = run.id
         self.client = client
-        self.labels = run.labels
         self.cancelled: str | None = None
         self.process_ends = False
         self.decided = False
@@ -82,7 +82,7 @@ class Guard:
         self.silent = False
         self.last_heartbeat = 0.0
         self._run_count = run.run_count
-        self._lock = Lock(client, run.id)
+        self._lock = Lock(client, run)
         self._valid_from = 0.0  # anything read before this is out of date
         self._paused = False
         self._warned = ""
@@ -122,21 +122,19 @@ class Guard:
         return answer
 
     async def lock(
-        self, names: Sequence[str], tags: Iterable[str], labels: Mapping[str, str], wait_seconds: float
+        self, names: Sequence[str], tags: Sequence[str], labels: Mapping[str, str], wait_seconds: float
     ) -> bool:
         """Acquire all the locks, or none. Return whether another release held one of them.
 
-        Args:
-            names: by `lock_name`.
-            tags: added to the flow run first; other runs find the holder of a lock by them.
-            labels: added to the flow run once it holds the locks.
-            wait_seconds: seconds to wait for another holder; 0 tries once.
+        The flow run gets `tags` first, by which other runs find the holder of a lock, and `labels` once it
+        holds the locks. With `wait_seconds` 0, it tries once.
 
         Raises:
             LockedError: another release held a lock all the time; the error has its name and start time.
             ConfigurationError: the Prefect API did not answer, or a limit is misconfigured.
         """
         with translate_errors():
+            await self._update(tags)
             waited = await self._lock.acquire(names, tags, labels, wait_seconds)
         self._valid_from = time.monotonic()
         return waited
@@ -153,15 +151,28 @@ class Guard:
             ConfigurationError: the Prefect API did not answer.
         """
         with translate_errors():
-            if tags:
-                run = await self.client.read_flow_run(self.run_id)
-                await self.client.update_flow_run(self.run_id, tags=sorted({*run.tags, *tags}))
-            await self.client.update_flow_run_labels(self.run_id, dict(labels))
+            await self._update(tags)
+            if labels:
+                await self.client.update_flow_run_labels(self.run_id, dict(labels))
+
+    async def rename(self, name: str) -> None:
+        """Name the flow run after its release, so that a list of runs is readable."""
+        try:
+            await self._update(name=name)
+        except PREFECT_ERRORS as error:
+            self._logger.warning("The run keeps its first name: %s", describe(error))
+
+    async def _update(self, tags: Iterable[str] = (), name: str | None = None) -> None:
+        """Give the flow run the name and, besides its own, the tags, unless it has them."""
+        every = {*self.run.tags, *tags}
+        if every != set(self.run.tags) or name not in {None, self.run.name}:
+            await self.client.update_flow_run(self.run_id, name=name, tags=sorted(every))
+            self.run.tags, self.run.name = sorted(every), name or self.run.name
 
     async def ownership(self) -> Ownership:
         """Return who owns the run at its end; `OURS` if that cannot be read."""
         try:
-            run = await self.client.read_flow_run(self.run_id)
+            run = await self._read()
             if not self._replaced(run) and zombies.marked_dead(run.state):
                 await self._reclaim()
                 return Ownership.OURS
@@ -171,6 +182,9 @@ class Guard:
         if self._replaced(run) or state in {StateType.SCHEDULED, StateType.PENDING}:
             return Ownership.TAKEN_OVER
         return Ownership.CANCELLING if state is StateType.CANCELLING else Ownership.OURS
+
+    async def _read(self) -> FlowRun:
+        return await heartbeat.Monitor.of_this_loop().read(self.client, self.run_id)
 
     def _replaced(self, run: FlowRun) -> bool:
         """Return whether another process has begun the run since this process did."""
@@ -185,7 +199,7 @@ class Guard:
         if self.cancelled is not None:
             raise asyncio.CancelledError(self.cancelled)
         try:
-            await self._check_state(await self.client.read_flow_run(self.run_id))
+            await self._check_state(await self._read())
             await self._lock.renew()
         except PREFECT_ERRORS as error:
             if isinstance(error, PrefectHTTPStatusError) and error.response.status_code == httpx.codes.GONE:
@@ -230,7 +244,7 @@ class Guard:
 
     async def _read_run_count(self) -> None:
         """Read the new run count, if this process still owns the run."""
-        run = await self.client.read_flow_run(self.run_id)
+        run = await self._read()
         if run.labels.get(PROCESS) == this_process():
             self._run_count = run.run_count
             self._valid_from = time.monotonic()
@@ -247,8 +261,7 @@ class Guard:
     async def pausing(self, *, leaves: bool) -> AsyncIterator[None]:
         """Let the run be paused within the context; nothing may be written in it.
 
-        Args:
-            leaves: the process ends with the pause, and another one continues the run.
+        With `leaves`, the process ends with the pause, and another one continues the run.
 
         Raises:
             LockLostError: this process may not continue the run after the pause.
@@ -268,12 +281,7 @@ class Guard:
         await self.safe_point()
 
     async def check(self, run: FlowRun | None, read_at: float) -> None:
-        """Stop the flow if its run's state requires it, and renew the lease if it is due.
-
-        Args:
-            run: the run as read from Prefect; `None` if it could not be read.
-            read_at: time at which it was requested, by `time.monotonic`.
-        """
+        """See `heartbeat.Monitored`. Stop the flow if its run's state requires it; renew the lease if due."""
         if read_at < self._valid_from:
             run = None
         try:
@@ -297,12 +305,10 @@ _running: set[Guard] = set()
 
 
 @asynccontextmanager
-async def guarding(run_id: UUID, labels: Mapping[str, str] | None = None) -> AsyncIterator[Guard]:
-    """Guard a flow run within the context.
-
-    Args:
-        run_id: id of the flow run.
-        labels: further labels of the flow run.
+async def guarding(
+    labels: Mapping[str, str] | None = None, tags: Collection[str] = ()
+) -> AsyncIterator[Guard]:
+    """Guard the current flow run within the context, and add labels and tags to it.
 
     Raises:
         ConfigurationError: no Prefect API is configured; or results cannot be stored, or those of the run's
@@ -315,21 +321,25 @@ async def guarding(run_id: UUID, labels: Mapping[str, str] | None = None) -> Asy
             advice="Set PREFECT_API_URL, or run the flow within "
             "`prefect_rollout.execution.prefect_api.connected()`; nothing was written.",
         )
+    run = this_run()
     async with get_client() as client:
         with translate_errors():
-            run = await client.read_flow_run(run_id)
             guard = Guard(client, run)
             interval = await zombies.ensure(client)
-            # First of all: a run that is killed before its first heartbeat is detected late.
-            await guard.send_heartbeat()
-            await client.update_flow_run_labels(run_id, {PROCESS: this_process(), **(labels or {})})
+            # First of all: a run that is killed before its first heartbeat is detected late. Further runs of
+            # the process join its next heartbeat.
+            if not len(heartbeat.Monitor.of_this_loop()):
+                await guard.send_heartbeat()
+            wanted = {PROCESS: this_process(), **(labels or {})}
+            await guard.label({} if wanted.items() <= run.labels.items() else wanted, tags)
             await check_result_storage(run)
         token = _guard.set(guard)
         try:
             async with heartbeat.Monitor.of_this_loop().monitoring(guard, interval):
                 _running.add(guard)
                 try:
-                    yield guard
+                    with sharing_blocks():
+                        yield guard
                 finally:
                     _running.discard(guard)
         finally:

@@ -16,6 +16,7 @@ from prefect import get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.events.schemas.events import Event, Resource
+from prefect.exceptions import PrefectException
 from prefect.logging import get_run_logger
 
 from prefect_rollout.runs.flow_runs import by_id
@@ -27,6 +28,7 @@ HEARTBEAT = "prefect-rollout.heartbeat"
 _SEND_SECONDS = 15.0  # for one heartbeat
 _TICK_SECONDS = 3.0  # a cancel has to be noticed well within 10 s
 _CONCURRENT_CHECKS = 8
+_GATHER_SECONDS = 0.1  # in which the runs of a process that ask for their state join one request
 
 
 async def send(client: PrefectClient, run_ids: Iterable[UUID]) -> None:
@@ -52,23 +54,25 @@ async def send_for(client: PrefectClient, resources: Iterable[str]) -> None:
 
 
 class Monitored(Protocol):
-    """A flow run that a `Monitor` watches.
-
-    Attributes:
-        run_id: id of the flow run.
-        silent: True while no heartbeats are sent.
-        last_heartbeat: time of the last heartbeat, by `time.monotonic`.
-    """
+    """A flow run that a `Monitor` watches: a `Guard`, which has the meaning of the attributes."""
 
     run_id: UUID
     silent: bool
     last_heartbeat: float
 
     async def check(self, run: FlowRun | None, read_at: float) -> None:
-        """Act on the run's state, if it could be read; `read_at` is the time of the request."""
+        """Act on the run's state, if it could be read; `read_at` is the request's `time.monotonic`."""
 
     def warn(self, error: Exception) -> None:
         """Log that the run cannot be monitored now."""
+
+
+class _Reading:
+    """A request for flow runs, which others join until it is sent."""
+
+    def __init__(self) -> None:
+        self.ids: set[UUID] = set()
+        self.found: dict[UUID, FlowRun] | None = None
 
 
 class Monitor:
@@ -81,6 +85,8 @@ class Monitor:
         """Held while heartbeats are sent."""
         self._intervals: dict[Monitored, float] = {}
         self._task: asyncio.Task[None] | None = None
+        self._next = _Reading()
+        self._one_reading = asyncio.Lock()
 
     @classmethod
     def of_this_loop(cls) -> Self:
@@ -89,6 +95,27 @@ class Monitor:
 
     def __len__(self) -> int:
         return len(self._intervals)
+
+    async def read(self, client: PrefectClient, run_id: UUID) -> FlowRun:
+        """Return a run as it is after the call. Runs that are asked for at the same time share a request.
+
+        Raises:
+            httpx.HTTPError, PrefectException, ValueError: the Prefect API did not answer, or has no such run.
+        """
+        while True:
+            reading = self._next
+            reading.ids.add(run_id)
+            if len(self) > 1:
+                await asyncio.sleep(_GATHER_SECONDS)
+            async with self._one_reading:
+                if reading is self._next:
+                    self._next = _Reading()
+                    reading.found = await by_id(client, list(reading.ids))
+            if reading.found is not None:  # else the one that sent the request has failed
+                break
+        if run_id not in reading.found:
+            raise PrefectException("the flow run was deleted")
+        return reading.found[run_id]
 
     @asynccontextmanager
     async def monitoring(self, run: Monitored, interval: float) -> AsyncIterator[None]:
@@ -138,6 +165,7 @@ class Monitor:
     async def _check_runs(self, client: PrefectClient) -> None:
         limit = asyncio.Semaphore(_CONCURRENT_CHECKS)
         while True:
+            await asyncio.sleep(self._tick)
             monitored = list(self._intervals)
             read: dict[UUID, FlowRun] = {}
             read_at = time.monotonic()
@@ -148,7 +176,6 @@ class Monitor:
                     run.warn(error)
             checks = (self._check(run, read.get(run.run_id), read_at, limit) for run in monitored)
             await asyncio.gather(*checks)
-            await asyncio.sleep(self._tick)
 
     async def _check(
         self, monitored: Monitored, run: FlowRun | None, read_at: float, limit: asyncio.Semaphore

@@ -1,18 +1,17 @@
 """The history of releases, from Prefect's own records.
 
-Each attempt of a release stores its result as an artifact for programs (`leave_record`), and a table for
-people with a row for each cluster (`changes`, `table`). `read` joins the results with the flow runs, so that
-it also lists runs that were killed before they stored a result.
+The page that each attempt of a release leaves includes its result (`with_record`). `read` joins the results
+with the flow runs, so that it also lists runs that were killed before they left a page.
 """
 
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from prefect.artifacts import Artifact
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import (
     ArtifactFilter,
@@ -31,16 +30,15 @@ from prefect_rollout.errors import InputError
 from prefect_rollout.ids import same_id
 from prefect_rollout.release.request import Action
 from prefect_rollout.release.result import ClusterResult, Outcome, ReleaseResult
+from prefect_rollout.release.revisions import Record
 from prefect_rollout.release.windows import iso_time
 from prefect_rollout.runs import flow_runs
-from prefect_rollout.runs.labels import CLOUD, TARGET, TRIGGER
-from prefect_rollout.text import cell, one_line
+from prefect_rollout.runs.flow_runs import CLOUD, TARGET, TRIGGER
+from prefect_rollout.runs.records import RECORD
+from prefect_rollout.text import one_line
 
-KEY = "changes"
-"""Prefix of the keys of the table artifacts."""
-
-RECORD = "prefect-rollout-result"
-"""Type of the artifact with the result of one attempt of a run, as `--json` prints it."""
+# A definition of a link that nothing refers to: no renderer of markdown shows it.
+_RECORD = re.compile(r"^\[prefect-rollout-result\]: <(.*)>$", re.MULTILINE)
 
 UNKNOWN = "?"
 """The cluster of a run that left no record, and other unknown values."""
@@ -85,10 +83,8 @@ class Change(BaseModel):
 # ---- the changes of one release -----------------------------------------------------------------
 
 
-def trigger_of(run: FlowRun | None) -> str:
+def trigger_of(run: FlowRun) -> str:
     """Return what started a flow run: batch, the value of its tag, schedule, ui or api, or python."""
-    if run is None:
-        return ""
     if run.parent_task_run_id is not None:
         return "batch"
     tagged = sorted(tag.removeprefix(TRIGGER) for tag in run.tags if tag.startswith(TRIGGER))
@@ -99,9 +95,9 @@ def trigger_of(run: FlowRun | None) -> str:
     return "python" if run.deployment_id is None else "ui or api"
 
 
-def asker_of(run: FlowRun | None) -> str:
+def asker_of(run: FlowRun) -> str:
     """Return the creator of a flow run, such as `schedule weekly`; empty if Prefect does not know."""
-    by = run and run.created_by
+    by = run.created_by
     return one_line(f"{(by.type or '').lower()} {by.display_value or ''}", 200) if by else ""
 
 
@@ -123,7 +119,7 @@ def changes(result: ReleaseResult, when: datetime) -> list[Change]:
             cluster=one_line(cluster.cluster),
             before=_id(cluster.template_before),
             after=_after(cluster),
-            ready=f"{_number(cluster.ready)} of {cluster.replicas}" if result.clusters else "",
+            ready=f"{_number(cluster.ready)} of {_number(cluster.wanted)}" if result.clusters else "",
             images=_images(result, cluster),
             who=one_line(result.requested_by, 200) or "unknown",
             why=one_line(result.reason, 1000),
@@ -166,51 +162,59 @@ def _images(result: ReleaseResult, cluster: ClusterResult) -> str:
     )
 
 
-def table(rows: Sequence[Change]) -> list[dict[str, Any]]:
-    """Return the rows of the table artifact, without empty columns; the Prefect UI reads them as markdown."""
-    dumped = [row.model_dump(exclude={"app_id", "deployment"}) for row in rows]
-    shown = [name for name in Change.model_fields if any(row.get(name) for row in dumped)]
-    return [{name.replace("_", " ").capitalize(): _cell(row[name]) for name in shown} for row in dumped]
-
-
-def _cell(value: str | int | datetime) -> str | int:
-    if isinstance(value, datetime):
-        return f"{value:%Y-%m-%d %H:%M:%SZ}"
-    return cell(value, 5000) if isinstance(value, str) else value
-
-
 # ---- results ------------------------------------------------------------------------------------
 
 
-async def leave_record(result: BaseModel) -> None:
-    """Store the result of the current run as an artifact. It has no key, so the UI does not list it."""
-    data = result.model_dump(mode="json")
-    await Artifact(type=RECORD, description="The result, for programs", data=data).acreate()
+def with_record(page: str, result: BaseModel) -> str:
+    """Return the page of a run with its result, as `--json` prints it. Viewers of the page do not see it."""
+    record = re.sub(r"[\s<>]", lambda found: f"\\u{ord(found[0]):04x}", result.model_dump_json())
+    return f"{page}\n[prefect-rollout-result]: <{record}>\n"
+
+
+def _records(*run_ids: UUID) -> ArtifactFilter:
+    """Return a filter of the pages of runs."""
+    return ArtifactFilter(
+        flow_run_id=ArtifactFilterFlowRunId(any_=list(run_ids)), type=ArtifactFilterType(any_=["markdown"])
+    )
+
+
+def _record(page: PrefectArtifact) -> str:
+    """Return the result in a page; empty if it has none."""
+    return next(reversed(_RECORD.findall(str(page.data))), "")
 
 
 async def record_of(client: PrefectClient, run: FlowRun) -> dict[str, Any] | None:
     """Return the stored result of a run's last attempt, as `--json` prints it; `None` if there is none."""
     found = await client.read_artifacts(
-        artifact_filter=ArtifactFilter(
-            flow_run_id=ArtifactFilterFlowRunId(any_=[run.id]),
-            type=ArtifactFilterType(any_=[RECORD]),
-        ),
-        sort=ArtifactSort.CREATED_DESC,
-        limit=1,
+        artifact_filter=_records(run.id), sort=ArtifactSort.CREATED_DESC, limit=1
     )
     if not found:
         return None
     states = await client.read_flow_run_states(run.id)
     # A retry that was cancelled before it ran was only scheduled.
     begun = [state.timestamp for state in states if state.is_running() or state.is_scheduled()]
-    left = found[0].created
+    left = found[0].updated
     if begun and left and left < max(begun):  # from an earlier attempt
         return None
     try:
-        record = json.loads(str(found[0].data))
-    except ValueError:  # from another program
+        record = json.loads(_record(found[0]))
+    except ValueError:  # the page of a running batch, or of another program
         return None
     return record if isinstance(record, dict) else None
+
+
+async def results_of(client: PrefectClient, runs: Sequence[FlowRun]) -> dict[UUID, ReleaseResult]:
+    """Return the last result of each release that left one, of at most `PAGE` runs."""
+    found: dict[UUID, ReleaseResult] = {}
+    for page in await client.read_artifacts(
+        artifact_filter=_records(*(run.id for run in runs)),
+        sort=ArtifactSort.CREATED_DESC,
+        limit=flow_runs.PAGE,
+    ):
+        with suppress(ValidationError):  # of a batch, or of another program
+            if page.flow_run_id:
+                found.setdefault(page.flow_run_id, ReleaseResult.model_validate_json(_record(page)))
+    return found
 
 
 # ---- the history --------------------------------------------------------------------------------
@@ -296,9 +300,7 @@ async def _changes_of(
     # A flow of another program may have the same name.
     ours = {run.id: run for run in page if {"app_id", "deployment"} <= set(run.parameters)}
     found: dict[str, list[Change]] = {str(run_id): [] for run_id in ours}
-    wanted = ArtifactFilter(
-        flow_run_id=ArtifactFilterFlowRunId(any_=list(ours)), type=ArtifactFilterType(any_=[RECORD])
-    )
+    wanted = _records(*ours)
     offset = 0
     while ours:
         artifacts = await client.read_artifacts(artifact_filter=wanted, limit=flow_runs.PAGE, offset=offset)
@@ -313,13 +315,13 @@ async def _changes_of(
     return found
 
 
-def _recorded(run: FlowRun, record: PrefectArtifact) -> list[Change]:
-    """Return the changes in a stored result; none if another program stored it."""
+def _recorded(run: FlowRun, page: PrefectArtifact) -> list[Change]:
+    """Return the changes in the page of a run; none if another program left it."""
     try:
-        result = ReleaseResult.model_validate_json(str(record.data))
+        result = ReleaseResult.model_validate_json(_record(page))
     except ValidationError:
         return []
-    at = record.created or datetime.now(UTC)
+    at = page.created or datetime.now(UTC)
     return [change.model_copy(update=_of_run(run)) for change in changes(result, at)]
 
 
@@ -344,7 +346,7 @@ def _unrecorded(run: FlowRun, flow: str, recorded: Sequence[Change]) -> list[Cha
     nothing = run.parameters.get("dry_run") or (state and state.name in {"Skipped", "Planned"})
     if state is None or run.run_count == 0 or recorded_all or nothing:
         return []
-    clusters = [tag.removeprefix("cluster:") for tag in run.tags if tag.startswith("cluster:")]
+    record = Record.read(run.labels.get(RECORD))
     return [
         Change(
             **_of_run(run),
@@ -359,5 +361,5 @@ def _unrecorded(run: FlowRun, flow: str, recorded: Sequence[Change]) -> list[Cha
             trigger=trigger_of(run),
             tries=run.run_count,
         )
-        for cluster in sorted(clusters) or [UNKNOWN]
+        for cluster in (record and record.clusters) or [UNKNOWN]
     ]

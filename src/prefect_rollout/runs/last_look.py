@@ -20,11 +20,7 @@ async def last_look(
 ) -> None:
     """Record the live state in the result, as far as the platform answers in time.
 
-    Args:
-        result: the result of the run.
-        platform: the platform.
-        workload: the workload.
-        unanswered: a write was interrupted, and may still take effect.
+    An `unanswered` write was interrupted, and may still take effect.
     """
     for cluster in result.clusters:
         # An older value does not count as live.

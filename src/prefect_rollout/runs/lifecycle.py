@@ -1,15 +1,15 @@
 """The lifecycle of a flow run that changes one deployment: its lock, its steps, its ending."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 from uuid import UUID
 
-import httpx
 import prefect.runtime
-from prefect import Task, get_client, get_run_logger
-from prefect.context import FlowRunContext, TagsContext
+from prefect import Task, get_run_logger
+from prefect.client.schemas.objects import FlowRun
+from prefect.context import TagsContext
 from prefect.exceptions import TerminationSignal
 from prefect.utilities.urls import url_for
 
@@ -20,14 +20,17 @@ from prefect_rollout.release.request import Action, Request
 from prefect_rollout.release.result import Outcome, ReleaseResult
 from prefect_rollout.runs import events
 from prefect_rollout.runs.endings import LAST_SECONDS, end, foreseen, ownership_of, skipped
+from prefect_rollout.runs.flow_runs import CLOUD, INHERITED, TARGET, TRIGGER, deployment_tags, this_run
 from prefect_rollout.runs.guard import Guard, Ownership, guarding
 from prefect_rollout.runs.history import asker_of, trigger_of
-from prefect_rollout.runs.labels import CLOUD, INHERITED, TARGET, TRIGGER
+from prefect_rollout.runs.prefect_errors import describe
 from prefect_rollout.runs.run import Run
 from prefect_rollout.runs.staleness import skip_unless_due
 from prefect_rollout.text import address, one_line
 
 RequestT = TypeVar("RequestT", bound=Request)
+
+_NOT_FOR_TASKS = (TRIGGER, *INHERITED, *deployment_tags("", ""))
 
 Report = Task[[ReleaseResult], Coroutine[Any, Any, ReleaseResult]]
 """The last step, which runs however the run ends."""
@@ -38,12 +41,13 @@ class Steps:
 
     def __init__(self, result: ReleaseResult) -> None:
         self._result = result
-        self._last: dict[str, Progress] = {}  # the last one to change is at the end
+        self._last: dict[str, Progress] = {}
+        self._latest: Progress | None = None
 
     def note(self, progress: Progress) -> None:
         """Record a progress message of a step."""
         self._last.pop(progress.step, None)
-        self._last[progress.step] = progress
+        self._latest = self._last[progress.step] = progress
         result = self._result
         result.failed_steps = [step for step, last in self._last.items() if last.state == "failed"]
         if progress.seconds:
@@ -52,14 +56,12 @@ class Steps:
 
     def fail(self, problem: str) -> None:
         """Report the step in which a run failed, if the step did not: not all steps raise in their tasks."""
-        latest = next(reversed(self._last.values()), None)
-        if latest and (latest.state == "running" or not self._result.failed_steps):
+        if (latest := self._latest) and (latest.state == "running" or not self._result.failed_steps):
             tell(Progress(latest.step, "failed", problem))
 
     def stop(self) -> None:
         """Report the step in which a run was stopped."""
-        latest = next(reversed(self._last.values()), None)
-        if latest and latest.state in {"running", "retrying"}:
+        if (latest := self._latest) and latest.state in {"running", "retrying"}:
             tell(Progress(latest.step, "stopped"))
 
 
@@ -70,13 +72,7 @@ async def run_release(
     *,
     report: Report,
 ) -> ReleaseResult:
-    """Run the steps of a release under its guard, and end the flow run according to their outcome.
-
-    Args:
-        action: the action.
-        request: the request.
-        work: the steps before the report.
-        report: the last step.
+    """Run the steps of a release under its guard, then `report`, and end the flow run accordingly.
 
     Raises:
         ReleaseCancelledError: the run was cancelled in Prefect or by Ctrl-C; its state is Cancelled.
@@ -84,8 +80,7 @@ async def run_release(
         NotApprovedError: a person rejected it; its state is Rejected.
         RolloutError: any other failure; `error.result` is the result so far.
     """
-    run_id = UUID(str(prefect.runtime.flow_run.id))
-    result = _begun(action, request, run_id)
+    result = _begun(action, request, this_run())
     steps = Steps(result)
 
     def note(progress: Progress) -> None:
@@ -117,7 +112,7 @@ async def run_release(
         ended = error
 
     async def leave(stopped: bool) -> None:
-        await (_leave_report if stopped else _report)(result, run, report)
+        await _report(result, run, report, stopped=stopped)
 
     return await end(result, ended, guard, ownership, leave)
 
@@ -125,38 +120,36 @@ async def run_release(
 @asynccontextmanager
 async def _opened(request: Request, result: ReleaseResult) -> AsyncIterator[tuple[Run, Guard]]:
     """Yield the run, on the platform of its target, and its guard; result and labels name the platform."""
-    run_id = UUID(result.release_id)
     async with open_target(request.target) as platform:
         chosen = await opened_as(request.target)
         result.cloud, result.target = chosen.block.address, chosen.name
-        link = run_link(run_id)
+        link = run_link(UUID(result.release_id))
         result.links = ({"Flow run": link} if link else {}) | platform.links()
-        async with guarding(run_id, {CLOUD: result.cloud, TARGET: result.target}) as guard:
+        labels = {CLOUD: result.cloud, TARGET: result.target}
+        async with guarding(labels, deployment_tags(request.app_id, request.deployment)) as guard:
             yield Run(request, result, platform, chosen, guard), guard
 
 
-def _begun(action: Action, request: Request, run_id: UUID) -> ReleaseResult:
+def _begun(action: Action, request: Request, run: FlowRun) -> ReleaseResult:
     """Return the result of a run that has not begun."""
-    context = FlowRunContext.get()
-    flow_run = context.flow_run if context else None
     return ReleaseResult(
         action=action,
         outcome=Outcome.FAILED,
         app_id=request.app_id,
         deployment=request.deployment,
-        release_id=str(run_id),
+        release_id=str(run.id),
         reason=request.reason,
-        requested_by=one_line(request.requested_by, 200) or asker_of(flow_run),
-        trigger=trigger_of(flow_run),
+        requested_by=one_line(request.requested_by, 200) or asker_of(run),
+        trigger=trigger_of(run),
         dry_run=not request.writes,
-        tries=flow_run.run_count if flow_run else 1,
+        tries=run.run_count,
     )
 
 
 def _tags_of_tasks() -> TagsContext:
     """Give tasks the run's tags that they need: Prefect checks a limit for each tag."""
     tags = TagsContext.get().current_tags
-    return TagsContext(current_tags={tag for tag in tags if not tag.startswith((TRIGGER, *INHERITED))})
+    return TagsContext(current_tags={tag for tag in tags if not tag.startswith(_NOT_FOR_TASKS)})
 
 
 async def _observed(run: Run, work: Callable[[], Awaitable[None]], steps: Steps) -> None:
@@ -177,13 +170,18 @@ async def _observed(run: Run, work: Callable[[], Awaitable[None]], steps: Steps)
         raise
 
 
-async def rename(name: str) -> None:
-    """Name the flow run after its release, so that a list of runs is readable."""
-    try:
-        async with get_client() as client:
-            await client.update_flow_run(flow_run_id=prefect.runtime.flow_run.id, name=name)
-    except httpx.HTTPError as error:
-        get_run_logger().warning("The run keeps its first name: %s", one_line(error))
+def asked_for(parameters: Mapping[str, Any]) -> str:
+    """Return the template or images that a release asks for, as the last part of its run's name."""
+    images, template = parameters.get("images"), parameters.get("template_id")
+    if isinstance(images, dict) and images:
+        return tags_of(map(str, images.values()))
+    return "newest" if template in (None, "") else f"template {one_line(template, 40)}"
+
+
+def tags_of(images: Iterable[str]) -> str:
+    """Return the tags of images, such as `1.4.2 +1`."""
+    tags = sorted({image.rpartition("/")[2].partition(":")[2] or "latest" for image in images})
+    return one_line(tags[0], 80) + (f" +{len(tags) - 1}" if len(tags) > 1 else "")
 
 
 def first_name(what: str) -> Callable[[], str]:
@@ -197,24 +195,21 @@ def first_name(what: str) -> Callable[[], str]:
     return name
 
 
-async def _report(result: ReleaseResult, run: Run | None, report: Report) -> None:
-    """Send the last event and run step 8. The outcome of the release does not depend on them."""
+async def _report(result: ReleaseResult, run: Run | None, report: Report, *, stopped: bool) -> None:
+    """Send the last event and run step 8. The outcome of the release does not depend on them.
+
+    A run that is being stopped has time for neither a task nor a long wait.
+    """
     events.ended(result, run.platform.identity if run else None)
     try:
-        with _tags_of_tasks():
-            await report(result)
+        if stopped:
+            async with asyncio.timeout(LAST_SECONDS):
+                await report.fn(result)
+        else:
+            with _tags_of_tasks():
+                await report(result)
     except Exception as error:  # noqa: BLE001 - any failure, of Prefect or of ours
-        get_run_logger().warning("The report could not be left: %s", one_line(error))
-
-
-async def _leave_report(result: ReleaseResult, run: Run | None, report: Report) -> None:
-    """Do the same for a run that is being stopped, without a task and without a long wait."""
-    events.ended(result, run.platform.identity if run else None)
-    try:
-        async with asyncio.timeout(LAST_SECONDS):
-            await report.fn(result)
-    except (httpx.HTTPError, TimeoutError) as error:
-        get_run_logger().warning("The report could not be left: %s", one_line(error) or "time ran out")
+        get_run_logger().warning("The report could not be left: %s", describe(error))
 
 
 def run_link(run_id: UUID) -> str:

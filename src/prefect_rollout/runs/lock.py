@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from uuid import UUID
@@ -10,12 +10,7 @@ from uuid import UUID
 import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.actions import GlobalConcurrencyLimitCreate
-from prefect.client.schemas.filters import (
-    FlowRunFilter,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
-    FlowRunFilterTags,
-)
+from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterTags
 from prefect.client.schemas.objects import TERMINAL_STATES, ConcurrencyLeaseHolder, FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectAlreadyExists, PrefectHTTPStatusError
@@ -24,9 +19,8 @@ from prefect.types.names import BANNED_CHARACTERS
 
 from prefect_rollout.errors import ConfigurationError, LockedError
 from prefect_rollout.release.progress import Progress, tell
-from prefect_rollout.runs.flow_runs import PAGE
+from prefect_rollout.runs.flow_runs import HOST, LEASE, LOCKED_AT, LOCKS, PAGE, in_states
 from prefect_rollout.runs.heartbeat import Monitor
-from prefect_rollout.runs.labels import HOST, LEASE, LOCKED_AT, LOCKS
 from prefect_rollout.runs.prefect_errors import PREFECT_ERRORS, describe
 from prefect_rollout.runs.processes import this_host
 from prefect_rollout.runs.throttle import slot_released
@@ -57,28 +51,21 @@ def lease_seconds() -> float:
 
 
 class Lock:
-    """The locks of all clusters that a flow run writes to: one lease for all of them.
+    """The locks of all clusters that a flow run writes to: one lease for all of them."""
 
-    Args:
-        client: client of the Prefect API.
-        run_id: id of the flow run.
-    """
-
-    def __init__(self, client: PrefectClient, run_id: UUID) -> None:
+    def __init__(self, client: PrefectClient, run: FlowRun) -> None:
         self._client = client
-        self._run_id = run_id
+        self._run_id = run.id
+        self._retried = run.run_count > 1
         self._lease: UUID | None = None
         self._renew_at = 0.0
 
     async def acquire(
-        self, names: Sequence[str], tags: Iterable[str], labels: Mapping[str, str], wait_seconds: float
+        self, names: Sequence[str], tags: Sequence[str], labels: Mapping[str, str], wait_seconds: float
     ) -> bool:
         """Acquire all the locks, or none; see `Guard.lock`."""
         names = sorted(set(names))
-        run = await self._client.read_flow_run(self._run_id)
-        tags = sorted(set(tags))
-        await self._client.update_flow_run(self._run_id, tags=sorted({*run.tags, *tags}))
-        if stale := run.labels.get(LEASE):
+        if self._retried and (stale := (await self._client.read_flow_run(self._run_id)).labels.get(LEASE)):
             # An earlier process of this run held it. If that process is still alive, it finds the lease
             # released at its next safe point, and stops.
             await self._client.release_concurrency_slots_with_lease(UUID(str(stale)))
@@ -92,11 +79,8 @@ class Lock:
             if time.monotonic() >= until:
                 raise LockedError.held(names, described, wait_seconds)
             if logged != (logged := described):
-                detail = (
-                    f"waiting for another release of the deployment: {described}"
-                    if described
-                    else "waiting for its lock"
-                )
+                other = f"another release of the deployment: {described}"
+                detail = f"waiting for {other if described else 'its lock'}"
                 tell(Progress("parse metadata", "running", detail, aloud=True))
                 get_run_logger().info("%s", detail)
             async with slot_released():
@@ -179,7 +163,8 @@ class Lock:
             self._renew_at = now + seconds / _RENEWALS
             return lease
         # Prefect grants a limit that does not exist to everyone: a lease without it locks nothing.
-        await self._client.release_concurrency_slots_with_lease(lease)
+        if granted["limits"]:
+            await self._client.release_concurrency_slots_with_lease(lease)
         created = []
         for name in sorted(missing):
             with suppress(ObjectAlreadyExists):  # another release was faster
@@ -200,12 +185,8 @@ class Lock:
         """Return the runs that may hold any of the locks."""
         runs = await self._client.read_flow_runs(
             flow_run_filter=FlowRunFilter(
-                tags=FlowRunFilterTags(all_=[tag for tag in tags if not tag.startswith("cluster:")]),
-                state=FlowRunFilterState(
-                    type=FlowRunFilterStateType(
-                        any_=[StateType.RUNNING, StateType.CANCELLING, StateType.CRASHED]
-                    )
-                ),
+                tags=FlowRunFilterTags(all_=list(tags)),
+                state=in_states(StateType.RUNNING, StateType.CANCELLING, StateType.CRASHED),
             ),
             sort=FlowRunSort.START_TIME_DESC,
             limit=PAGE,

@@ -1,17 +1,17 @@
-"""The writes of a run: one move per cluster, in stages. Pure."""
+"""The writes of a run, one move per cluster, and conflicts with writes of others without the lock."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from pydantic import BaseModel
 
-from prefect_rollout.ids import Id
+from prefect_rollout.errors import ConflictError
+from prefect_rollout.ids import Id, same_id, same_or_none, template_name
+from prefect_rollout.platforms.port import Platform
 from prefect_rollout.release.request import Request
-from prefect_rollout.release.workload import Applied, Baseline
+from prefect_rollout.release.workload import Applied, Baseline, Workload
+from prefect_rollout.text import one_line
 from prefect_rollout.verdict.expected import Expected
-
-Pods = dict[str, str | None]
-"""`{pod: state}`."""
 
 
 class Move(BaseModel):
@@ -19,7 +19,7 @@ class Move(BaseModel):
 
     Attributes:
         cluster: the cluster.
-        replicas: its replicas after the write.
+        replicas: its replicas after the write; `None` if the write does not set them.
         revision: id of the revision that it runs after the write.
         before: the state before the write.
         changed: the pods change.
@@ -28,14 +28,14 @@ class Move(BaseModel):
     """
 
     cluster: str
-    replicas: int
+    replicas: int | None
     revision: Id
     before: Baseline
     changed: bool = True
     in_place: bool = False
     restarted: bool = False
 
-    def expected(self, applied: Applied, baseline: Pods | None) -> Expected:
+    def expected(self, applied: Applied, baseline: dict[str, str | None] | None) -> Expected:
         """Return the state that the cluster has to reach; `baseline` lists the pods before the write."""
         return Expected(
             cluster=self.cluster,
@@ -71,3 +71,45 @@ def stages_of(moves: Sequence[Move], request: Request) -> list[Stage]:
         parts = [part for part in (canary, rest) if part]
     after = ["", *(part[-1].cluster for part in parts)]
     return [Stage(part, before) for part, before in zip(parts, after, strict=False)]
+
+
+def published_between(cluster: str, now: Id | None, before: Id | None) -> ConflictError:
+    """Return the error for a cluster to which another release was published."""
+    return ConflictError(
+        f"another release was published to {one_line(cluster, 80)} after this one was prepared: "
+        f"{template_name(now)} is online there, and {template_name(before)} was",
+        advice="Look at what is online there, and start a new release if it should change.",
+        cluster=cluster,
+    )
+
+
+async def nothing_between(platform: Platform, workload: Workload, moves: Sequence[Move]) -> None:
+    """Check that each cluster has the revision from before the run, or the one that the run publishes.
+
+    Raises:
+        ConflictError: another release was published to one of them.
+    """
+    online = await platform.online(workload)
+    for move in moves:
+        now, before = online.get(move.cluster), move.before.online
+        if not same_or_none(now, before) and not same_or_none(now, move.revision):
+            raise published_between(move.cluster, now, before)
+
+
+async def still_online(platform: Platform, workload: Workload, expected: Sequence[Expected]) -> None:
+    """Check that the revision that an earlier attempt published is still online in each cluster.
+
+    Raises:
+        ConflictError: another release, or a rollback, was published to a cluster since.
+    """
+    online = await platform.online(workload) if expected else {}
+    for each in expected:
+        now = online.get(each.cluster)
+        if now is not None and not same_id(now, each.revision):
+            raise ConflictError(
+                f"template {one_line(each.revision, 40)} is no longer online in "
+                f"{one_line(each.cluster, 80)}, template {one_line(now, 40)} is: it "
+                "was rolled back, or another release followed",
+                advice="Start a new release if it should go out again.",
+                cluster=each.cluster,
+            )

@@ -7,7 +7,6 @@ from uuid import UUID
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId, FlowRunFilterTags, Operator
 from prefect.client.schemas.objects import FlowRun
-from prefect.client.schemas.sorting import FlowRunSort
 
 from prefect_rollout.ids import Id
 from prefect_rollout.platforms.port import Platform
@@ -19,11 +18,6 @@ from prefect_rollout.text import one_line
 
 RECORD = "rollout.revisions"
 """Label of a flow run that holds its `Record`."""
-
-
-def deployment_tags(app_id: object, deployment: str) -> list[str]:
-    """Return the tags that find the runs of a deployment. Names may be cut: check the record as well."""
-    return [f"app:{one_line(app_id, 80)}", f"deployment:{one_line(deployment, 80)}"]
 
 
 def revision_tag(revision: Id) -> str:
@@ -40,12 +34,8 @@ async def known_here(
 ) -> dict[str, dict[str, Known]]:
     """Return what is known about each revision, as `{revision: {cluster: known}}`.
 
-    Args:
-        platform: platform of the workload.
-        workload: from step 1.
-        revisions: the revisions.
-        online: revision online in each cluster; if `None`, read from the platform if it matters.
-        client: client of the Prefect API; by default the flow's own.
+    Without `online`, the revision in each cluster, it is read from the platform if it matters. The client is
+    the flow's own by default.
 
     Raises:
         ConfigurationError: the Prefect API did not answer (retryable).
@@ -75,11 +65,11 @@ async def _runs(client: PrefectClient, workload: Workload, revisions: Sequence[R
         operator=Operator.or_,  # type: ignore[call-arg] # a field of a mixin, which mypy's plugin overlooks
         id=FlowRunFilterId(any_=[made_by for each in revisions if (made_by := _uuid(each.made_by))]),
         tags=FlowRunFilterTags(
-            all_=deployment_tags(workload.app_id, workload.name),
+            all_=flow_runs.deployment_tags(workload.app_id, workload.name),
             any_=[revision_tag(each.id) for each in revisions],
         ),
     )
-    return [run async for page in flow_runs.pages(client, wanted, FlowRunSort.ID_DESC) for run in page]
+    return await flow_runs.all_runs(client, wanted)
 
 
 def _uuid(text: str | None) -> UUID | None:

@@ -7,35 +7,36 @@ from typing import ParamSpec, TypeVar
 from prefect import Task, get_run_logger
 from prefect.cache_policies import CachePolicy
 
+from prefect_rollout.blocks import forget_blocks
 from prefect_rollout.blocks.target import Chosen as ChosenTarget
 from prefect_rollout.errors import (
     ClusterNotFoundError,
     ConfigurationError,
     ConflictError,
     NotApprovedError,
-    NoTemplateError,
     PlanChangedError,
     ReleaseError,
     ReleaseTimedOutError,
     RolloutError,
+    WorkloadError,
 )
 from prefect_rollout.ids import Id, same_or_none
 from prefect_rollout.platforms.port import Platform
 from prefect_rollout.release.plan import UNSEEN, Procedure, ReleasePlan, Target, release_plan
 from prefect_rollout.release.plan_words import summary
 from prefect_rollout.release.replicas import Replicas, kept, released
-from prefect_rollout.release.request import Action, Request
+from prefect_rollout.release.request import Action, Request, ScaleRequest
 from prefect_rollout.release.result import ClusterResult, Outcome, ReleaseResult
 from prefect_rollout.release.revisions import Event, Record
 from prefect_rollout.release.workload import Baseline, Chosen, Placement, Published, Revision, Workload
 from prefect_rollout.runs import events
 from prefect_rollout.runs.admission import WayBack, admit
-from prefect_rollout.runs.conflicts import nothing_between, still_online
+from prefect_rollout.runs.flow_runs import deployment_tags
 from prefect_rollout.runs.guard import Guard
 from prefect_rollout.runs.last_look import last_look
 from prefect_rollout.runs.lock import lock_name
-from prefect_rollout.runs.moves import Move, stages_of
-from prefect_rollout.runs.records import RECORD, deployment_tags, revision_tag
+from prefect_rollout.runs.moves import Move, nothing_between, stages_of, still_online
+from prefect_rollout.runs.records import RECORD, revision_tag
 from prefect_rollout.runs.step import may_have_run_before
 from prefect_rollout.text import one_line
 from prefect_rollout.verdict.expected import Expected
@@ -49,16 +50,22 @@ Watch = Callable[..., Awaitable[Verdict]]
 
 
 class Run:
-    """One run of a flow: its request, its progress, and the result that it fills.
+    """One run of a flow.
 
     Attributes:
         request: the request.
         result: the result so far; it is correct wherever the run ends.
         platform: the platform of its target.
+        guard: the guard of the flow run.
+        workload: the workload, from step 1.
+        placement: the placement of the workload, from step 2.
         phase: name of a repeated reading in the same run; empty for the first one.
         in_last_stage: the last clusters are being watched.
         expected: the state to reach, for each cluster that was written to.
     """
+
+    workload: Workload
+    placement: Placement
 
     def __init__(
         self, request: Request, result: ReleaseResult, platform: Platform, target: ChosenTarget, guard: Guard
@@ -71,24 +78,8 @@ class Run:
         self.phase = ""
         self._reread = False
         self._target = target
-        self._guard = guard
-        self._workload: Workload | None = None
-        self._placement: Placement | None = None
+        self.guard = guard
         self._record: Record | None = None
-
-    @property
-    def workload(self) -> Workload:
-        """The workload, from step 1."""
-        if self._workload is None:
-            raise RuntimeError("the run has not begun")
-        return self._workload
-
-    @property
-    def placement(self) -> Placement:
-        """The placement of the workload, from step 2."""
-        if self._placement is None:
-            raise RuntimeError("the run has not begun")
-        return self._placement
 
     @property
     def clusters(self) -> list[str]:
@@ -121,14 +112,15 @@ class Run:
                 advice="Start a new release there, or restore the target and retry the run.",
                 field="target",
             )
-        self._workload, self.result.app = workload, workload.app
+        self.workload, self.result.app = workload, workload.app
 
-    async def begin(self, placement: Placement, way_back: WayBack | None = None) -> bool:
-        """Record the result of step 2, and wait until the release windows allow the run.
+    async def begin(self, placement: Placement, way_back: WayBack | None = None, *, lock: bool) -> bool:
+        """Record the result of step 2, and wait for the release windows and, with `lock`, for the locks.
 
         Args:
             placement: from step 2.
             way_back: for a rollback, finds the clusters that return to an earlier live revision.
+            lock: lock all clusters of the run, unless it holds their locks.
 
         Returns:
             True if the run has waited, so that steps 1 and 2 have to be read again.
@@ -136,47 +128,42 @@ class Run:
         Raises:
             ClusterNotFoundError: the canary is not one of the clusters.
             WindowClosedError: a release window is closed for longer than the request waits.
+            LockedError: another release held a lock for longer than the request waits.
+            ConflictError: the clusters of the deployment have changed meanwhile.
+            WorkloadError: the run sets replicas that something else sets.
         """
         request, result = self.request, self.result
-        self._placement = placement
+        self.placement = placement
         # The writes of an earlier attempt are not known yet.
         written = None if request.writes and may_have_run_before() else False
+        if isinstance(request, ScaleRequest):
+            _refuse_replicas_of_others(self.workload.name, placement)
         result.clusters = [
-            ClusterResult(cluster=name, replicas=count, published=written)
+            ClusterResult(
+                cluster=name,
+                replicas=request.replicas if isinstance(request, ScaleRequest) else count,
+                published=written,
+            )
             for name, count in placement.replicas.items()
         ]
         if request.canary is not None and request.canary not in placement.replicas:
             raise ClusterNotFoundError.named(
                 request.canary, list(placement.replicas), "among the clusters of this release"
             )
-        if self._reread or self.phase:
-            return False
-        events.emit("started", result, self.platform.identity)
-        waited = await self._admit(request.window_wait_seconds, way_back)
-        self._reread = waited and not may_have_run_before()
-        return self._reread
+        if not (self._reread or self.phase):
+            events.emit("started", result, self.platform.identity)
+            waited = await self._admit(way_back, wait_seconds=request.window_wait_seconds)
+            self._reread = waited and not may_have_run_before()
+            if self._reread:
+                return True
+        return lock and await self._lock(way_back)
 
-    async def _admit(self, wait_seconds: float, way_back: WayBack | None) -> bool:
-        return await admit(
-            self.workload.app_id,
-            self.request,
-            self.result,
-            self._guard,
-            wait_seconds=wait_seconds,
-            way_back=way_back,
-        )
+    async def _admit(self, way_back: WayBack | None, *, wait_seconds: float) -> bool:
+        of_run = (self.workload.app_id, self.request, self.result, self.guard)
+        return await admit(*of_run, wait_seconds=wait_seconds, way_back=way_back)
 
-    async def lock(self, way_back: WayBack | None = None) -> bool:
-        """Lock all clusters of the run, unless it holds their locks.
-
-        Returns:
-            True if the run has waited for another release, so that steps 1 and 2 have to be read again.
-
-        Raises:
-            LockedError: another release held a lock for longer than the request waits.
-            WindowClosedError: a release window has closed meanwhile.
-            ConflictError: the clusters of the deployment have changed meanwhile.
-        """
+    async def _lock(self, way_back: WayBack | None) -> bool:
+        """Lock all clusters of the run, unless it holds their locks; see `begin`."""
         request, workload = self.request, self.workload
         if self._record is not None:
             if not set(self.clusters) <= set(self._record.clusters):
@@ -186,24 +173,21 @@ class Run:
                 )
             return False
         # An earlier attempt may have recorded something.
-        record = Record.read(self._guard.labels.get(RECORD)) or Record(
+        record = Record.read(self.guard.run.labels.get(RECORD)) or Record(
             platform=self.platform.identity, deployment=str(workload.id), clusters=[]
         )
         record.clusters = sorted({*record.clusters, *self.clusters})
-        waited = await self._guard.lock(
-            [
-                lock_name(self.platform.identity, workload.app_id, request.deployment, name)
-                for name in self.clusters
-            ],
-            tags=[
-                *deployment_tags(workload.app_id, request.deployment),
-                *(f"cluster:{one_line(name, 80)}" for name in self.clusters),
-            ],
+        deployment = (self.platform.identity, workload.app_id, request.deployment)
+        waited = await self.guard.lock(
+            [lock_name(*deployment, name) for name in self.clusters],
+            tags=deployment_tags(workload.app_id, request.deployment),
             labels={RECORD: record.model_dump_json()},
             wait_seconds=request.lock_wait_seconds,
         )
         self._record = record
-        await self._admit(0, way_back)  # the wait for the lock may have taken long
+        if waited:
+            forget_blocks()
+        await self._admit(way_back, wait_seconds=0)  # the wait for the lock may have taken long
         self._reread = self._reread or (waited and not may_have_run_before())
         return self._reread and waited
 
@@ -215,13 +199,9 @@ class Run:
         *,
         creates: bool = False,
     ) -> ReleasePlan:
-        """Return the plan of the run.
+        """Return the plan to publish `after` to each cluster or, with `creates`, a new revision based on it.
 
-        Args:
-            baseline: the state of each cluster.
-            after: the revision to publish to each cluster, or the base of a new one.
-            images: images of the new revision; `None` for those of `after`.
-            creates: the run creates a new revision.
+        The new revision has `images`; without them, those of `after`.
         """
         chosen = {str(each.id): each for each in after.values() if isinstance(each, Chosen)}.values()
         return release_plan(
@@ -256,23 +236,6 @@ class Run:
                 return kept(before.desired, before.pods, configured)
         return released(before.desired, before.pods, configured)
 
-    def online(self, baseline: Mapping[str, Baseline]) -> dict[str, Revision]:
-        """Return the revision that is online in each cluster.
-
-        Raises:
-            NoTemplateError: nothing is online in one of them.
-        """
-        found: dict[str, Revision] = {}
-        for cluster, before in baseline.items():
-            if before.online is None:
-                raise NoTemplateError(
-                    f"nothing of {one_line(self.workload.name, 120)} is online in {one_line(cluster, 80)}",
-                    advice="Release it there first.",
-                    cluster=cluster,
-                )
-            found[cluster] = before.revision or Revision(id=before.online)
-        return found
-
     def planned(self, plan: ReleasePlan) -> None:
         """End a dry run with its plan.
 
@@ -295,11 +258,7 @@ class Run:
         result.outcome = Outcome.PLANNED
 
     def hold_to(self, plan: ReleasePlan, expected: str = "") -> None:
-        """Check that the plan is the expected one. Call it under the lock, before the first write.
-
-        Args:
-            plan: the plan of the run.
-            expected: hash of the expected plan; the one in the request if empty.
+        """Check that the plan has the hash `expected`, or that of the request. Call it under the lock.
 
         Raises:
             PlanChangedError: the plan has another hash.
@@ -347,7 +306,7 @@ class Run:
         """Send the write of a move, and record in the result that it was accepted."""
         cluster = self.cluster(move.cluster)
         cluster.published = cluster.ready = None  # unknown until the write returns; `look` reads it
-        accepted = self._guard.accepted
+        accepted = self.guard.accepted
         done = await writing
         cluster.published = True
         self.tell_published(cluster, done.applied.revision, since=accepted)
@@ -365,13 +324,7 @@ class Run:
         watch: Watch,
         pause: Callable[..., Awaitable[str]],
     ) -> None:
-        """Write to the clusters of each stage, then wait for the pods of all clusters so far.
-
-        Args:
-            moves: the move of each cluster.
-            write: the task that writes to a cluster.
-            watch: the task that waits for pods.
-            pause: the task that pauses between stages.
+        """Write to the clusters of each stage, then watch the pods of all clusters so far.
 
         Raises:
             ReleaseError: the rollout did not succeed.
@@ -395,13 +348,8 @@ class Run:
         self, cluster: ClusterResult, revision: Id, *, since: int, rollback: bool = False
     ) -> None:
         """Emit the event of an accepted write, unless an earlier attempt has sent it."""
-        if self._guard.accepted > since or not may_have_run_before():
+        if self.guard.accepted > since or not may_have_run_before():
             events.published(self.result, self.platform.identity, cluster, revision, rollback=rollback)
-
-    @property
-    def accepted(self) -> int:
-        """Number of writes of this process that the platform has accepted."""
-        return self._guard.accepted
 
     async def record(
         self, entries: Iterable[tuple[Event, Id | None, str]], labels: Mapping[str, str] | None = None
@@ -420,7 +368,7 @@ class Run:
                 self._record.note(event, revision, cluster, now)
                 # A revision names the run that created it; other runs are found by a tag.
                 tags |= set() if same_or_none(revision, made) else {revision_tag(revision)}
-        await self._guard.label({**(labels or {}), RECORD: self._record.model_dump_json()}, tags)
+        await self.guard.label({**(labels or {}), RECORD: self._record.model_dump_json()}, tags)
 
     async def watch(self, watch: Watch, expected: Sequence[Expected]) -> None:
         """Wait for the verdict on `expected`, and add it to the result and to the record.
@@ -482,7 +430,7 @@ class Run:
 
     async def look(self) -> None:
         """Record the live state in the result, as far as the platform answers in time."""
-        await last_look(self.result, self.platform, self.workload, unanswered=self._guard.unanswered)
+        await last_look(self.result, self.platform, self.workload, unanswered=self.guard.unanswered)
 
     def failed(self, error: RolloutError) -> None:
         """Record in the result how `error` ended the run."""
@@ -494,3 +442,13 @@ class Run:
         # After a rollback, the pods of the rollback count.
         if isinstance(error, ReleaseError) and error.verdict and not self.result.rolled_back:
             self.note(error.verdict)
+
+
+def _refuse_replicas_of_others(deployment: str, placement: Placement) -> None:
+    for cluster, count in placement.replicas.items():
+        if count is None:
+            raise WorkloadError(
+                f"something else, such as an autoscaler, sets the replicas of {one_line(deployment, 120)} "
+                f"in {one_line(cluster, 80)}",
+                advice="Change its bounds there; nothing was written.",
+            )

@@ -11,27 +11,20 @@ from prefect.client.schemas.filters import (
     FlowRunFilter,
     FlowRunFilterDeploymentId,
     FlowRunFilterExpectedStartTime,
-    FlowRunFilterState,
-    FlowRunFilterStateType,
 )
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.client.schemas.sorting import FlowRunSort
-from prefect.context import FlowRunContext
 
 from prefect_rollout.errors import SkippedError
 from prefect_rollout.release.request import Request
-from prefect_rollout.runs.flow_runs import pages
+from prefect_rollout.runs.flow_runs import all_runs, in_states, this_run
 from prefect_rollout.runs.prefect_errors import translate_errors
 from prefect_rollout.text import one_line, when
 
 # A run in one of these states did or will do what the older run would do.
-_COUNTS = [
-    StateType.SCHEDULED,
-    StateType.PENDING,
-    StateType.RUNNING,
-    StateType.PAUSED,
-    StateType.COMPLETED,
-]
+_COUNTS = in_states(
+    StateType.SCHEDULED, StateType.PENDING, StateType.RUNNING, StateType.PAUSED, StateType.COMPLETED
+)
 
 
 async def skip_unless_due(late_minutes: float) -> None:
@@ -48,20 +41,18 @@ async def skip_unless_due(late_minutes: float) -> None:
         SkippedError: the run is late or superseded.
         ConfigurationError: the Prefect API did not answer.
     """
-    context = FlowRunContext.get()
-    here = context and context.flow_run
-    if not here or here.deployment_id is None or here.parent_task_run_id is not None:
+    run = this_run()
+    if run.deployment_id is None or run.parent_task_run_id is not None:
         return
     with translate_errors():
         async with get_client() as client:
-            run = await client.read_flow_run(here.id)
             due = await _due(client, run)
             if run.run_count > 1 or run.empirical_policy.pause_keys or due is None:
                 return
             now = datetime.now(UTC)
             refuse_late(due, run.start_time or now, late_minutes)
             if run.auto_scheduled:
-                for other in await _later(client, here.deployment_id, due, now):
+                for other in await _later(client, run.deployment_id, due, now):
                     refuse_superseded(run, other, now)
 
 
@@ -119,11 +110,7 @@ async def _later(client: PrefectClient, deployment_id: UUID, due: datetime, now:
     wanted = FlowRunFilter(
         deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]),
         expected_start_time=FlowRunFilterExpectedStartTime(after_=due, before_=now),
-        state=FlowRunFilterState(type=FlowRunFilterStateType(any_=_COUNTS)),
+        state=_COUNTS,
     )
-    return [
-        run
-        async for page in pages(client, wanted, FlowRunSort.EXPECTED_START_TIME_DESC)
-        for run in page
-        if run.expected_start_time and run.expected_start_time > due
-    ]
+    later = await all_runs(client, wanted, FlowRunSort.EXPECTED_START_TIME_DESC)
+    return [run for run in later if run.expected_start_time and run.expected_start_time > due]

@@ -16,14 +16,14 @@ from prefect.logging import get_logger
 from prefect.tasks import exponential_backoff
 
 from prefect_rollout.errors import NotFoundError, RolloutError
+from prefect_rollout.release.images import UNLISTED
 from prefect_rollout.release.progress import Progress, tell
-from prefect_rollout.runs.labels import UNLISTED
-from prefect_rollout.settings import patience
+from prefect_rollout.settings import rollout_settings
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-_patience = patience()
+_patience = rollout_settings()
 
 
 async def another_try_may_help(_task: Any, _task_run: TaskRun, state: State[Any]) -> bool:
@@ -66,7 +66,7 @@ def step(
         @functools.wraps(fn)
         async def reported(*args: P.args, **kwargs: P.kwargs) -> R:
             started = time.monotonic()
-            report: Callable[[Progress], None] = _ignore if quiet else tell
+            report: Callable[[Progress], None] = (lambda _: None) if quiet else tell
             report(Progress(name, "running"))
             try:
                 result = await fn(*args, **kwargs)
@@ -98,8 +98,14 @@ def step(
     return decorate
 
 
-def _ignore(_: Progress) -> None:
-    """Ignore a progress event."""
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """Leave out the traceback of an error that says itself what happened."""
+    if record.exc_info and isinstance(record.exc_info[1], RolloutError):
+        record.exc_info = None
+    return True
+
+
+get_logger("task_runs").addFilter(_without_traceback)
 
 
 def say(name: str, detail: str) -> None:

@@ -11,10 +11,9 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from prefect.client.orchestration import PrefectClient
-from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterState, FlowRunFilterStateType
+from prefect.client.schemas.filters import FlowRunFilter
 from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
-from prefect.client.schemas.sorting import FlowRunSort
 from prefect.events.actions import ChangeFlowRunState
 from prefect.events.filters import EventFilter, EventNameFilter, EventOccurredFilter, EventResourceFilter
 from prefect.events.schemas.automations import AutomationCore, EventTrigger, Posture
@@ -23,9 +22,9 @@ from prefect.exceptions import ObjectNotFound
 from prefect.states import Crashed
 
 from prefect_rollout.runs import heartbeat
-from prefect_rollout.runs.flow_runs import OF_RELEASES, is_release, pages
+from prefect_rollout.runs.flow_runs import OF_RELEASES, all_runs, in_states, is_release
 from prefect_rollout.runs.heartbeat import HEARTBEAT
-from prefect_rollout.settings import liveness
+from prefect_rollout.settings import rollout_settings
 
 NAME = "prefect-rollout: releases that were killed"
 
@@ -53,13 +52,7 @@ _ensured: dict[str, float] = {}
 def automation(
     name: str = NAME, *, within_seconds: float, runs: str = "prefect.flow-run.*"
 ) -> AutomationCore:
-    """Return the automation.
-
-    Args:
-        name: its name in the Prefect UI.
-        within_seconds: seconds that a run may be silent; at least 10.
-        runs: resource id of the runs that it applies to.
-    """
+    """Return the automation that marks runs, by resource id, Crashed after `within_seconds`, at least 10."""
     return AutomationCore(
         name=name,
         description=(
@@ -99,7 +92,7 @@ async def ensure(client: PrefectClient) -> float:
     """
     server = str(client.api_url)
     if server not in _ensured:
-        wanted = max(10, liveness().heartbeat_seconds * _MISSED_INTERVALS)
+        wanted = max(10, rollout_settings().heartbeat_seconds * _MISSED_INTERVALS)
         if not (found := await client.read_automations_by_name(NAME)):
             created = await client.create_automation(automation(within_seconds=wanted))
             # Two releases that start at once both find none: the older automation stays.
@@ -111,7 +104,7 @@ async def ensure(client: PrefectClient) -> float:
             each.trigger.within.total_seconds() for each in found if isinstance(each.trigger, EventTrigger)
         ]
         _ensured[server] = min([wanted, *within]) / _MISSED_INTERVALS
-    return min(liveness().heartbeat_seconds, _ensured[server])
+    return min(rollout_settings().heartbeat_seconds, _ensured[server])
 
 
 def marked_dead(state: State[Any] | None) -> bool:
@@ -124,11 +117,8 @@ class ZombieDetector:
     """Periodic detection of killed releases, in a process that also runs releases.
 
     A missing heartbeat alone proves nothing: the server's background services may be down. So each call
-    sends a heartbeat of its own, and the next call counts only if that one was recorded.
-
-    Args:
-        client: client of the server.
-        pool: a work pool whose workers also send heartbeats of runs that they have taken and not begun.
+    sends a heartbeat of its own, and the next call counts only if that one was recorded. The workers of
+    `pool` also send heartbeats of runs that they have taken and not begun.
     """
 
     def __init__(self, client: PrefectClient, pool: str) -> None:
@@ -174,14 +164,10 @@ async def sweep(
         return []
     since = datetime.now(UTC) - max(windows) - _BUFFER
     begun_or_taken = [StateType.RUNNING, *([StateType.PENDING] if pool else [])]
-    running = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=begun_or_taken)))
     found = [
         run
-        async for page in pages(client, running, FlowRunSort.ID_DESC, OF_RELEASES)
-        for run in page
-        if is_release(run)
-        and run.id not in alive
-        and (run.state_type is StateType.RUNNING or run.work_pool_name == pool)
+        for run in await _releases_in(client, *begun_or_taken)
+        if run.id not in alive and (run.state_type is StateType.RUNNING or run.work_pool_name == pool)
     ]
     return [
         run for run in found if (ended(run) or await _silent(client, run, since)) and await _end(client, run)
@@ -193,19 +179,21 @@ async def to_offer(client: PrefectClient) -> list[FlowRun]:
 
     The releases of a batch are left out: the batch continues them.
     """
-    crashed = FlowRunFilter(state=FlowRunFilterState(type=FlowRunFilterStateType(any_=[StateType.CRASHED])))
     found = [
         run
-        async for page in pages(client, crashed, FlowRunSort.ID_DESC, OF_RELEASES)
-        for run in page
-        if is_release(run)
-        and marked_dead(run.state)
+        for run in await _releases_in(client, StateType.CRASHED)
+        if marked_dead(run.state)
         and run.parent_task_run_id is None
         and run.labels.get(_OFFERED) != str(run.state_id)
     ]
     for run in found:
         await client.update_flow_run_labels(run.id, {_OFFERED: str(run.state_id)})
     return found
+
+
+async def _releases_in(client: PrefectClient, *states: StateType) -> list[FlowRun]:
+    found = await all_runs(client, FlowRunFilter(state=in_states(*states)), flows=OF_RELEASES)
+    return [run for run in found if is_release(run)]
 
 
 async def _silent(client: PrefectClient, run: FlowRun, since: datetime) -> bool:

@@ -66,7 +66,7 @@ _WORDS: dict[Category, tuple[str, str]] = {
     ),
     Category.CRASH_LOOP_BACK_OFF: (
         "the container starts and ends again and again",
-        "Read the container's last log lines: does it start with this image and configuration elsewhere?",
+        "Its output is not available here: does it start with this image and configuration elsewhere?",
     ),
     Category.OOM_KILLED: (
         "the container used more memory than its limit",
@@ -175,8 +175,15 @@ _WORDS: dict[Category, tuple[str, str]] = {
 }
 
 
-RESOLUTIONS = frozenset(resolution for _, resolution in _WORDS.values())
+_READ_OUTPUT = "Its last lines say why it ended: does it start with this image and configuration elsewhere?"
+
+RESOLUTIONS = frozenset(resolution for _, resolution in _WORDS.values()) | {_READ_OUTPUT}
 """The advice for each category."""
+
+
+def resolution_of(category: Category) -> str:
+    """Return the advice for a category."""
+    return _WORDS[category][1]
 
 
 class Diagnosis(BaseModel, frozen=True):
@@ -192,7 +199,7 @@ class Diagnosis(BaseModel, frozen=True):
         seconds: duration of the problem since the first observation that showed it.
         resolution: what the user can do next, as a sentence.
         events: at most five events, oldest first, as the platform lists them.
-        log_lines: the last lines of the container, if the platform reports them.
+        log_lines: the last lines of the container's output, if the platform delivers them.
     """
 
     category: Category
@@ -218,9 +225,12 @@ class Diagnosis(BaseModel, frozen=True):
         reported: str | None = None,
         seconds: float | None = None,
         events: tuple[str, ...] = (),
+        log_lines: tuple[str, ...] = (),
     ) -> Self:
         """Return a diagnosis with the category's text by default; all text is made safe to show."""
         words, resolution = _WORDS[category]
+        if category is Category.CRASH_LOOP_BACK_OFF and log_lines:
+            resolution = _READ_OUTPUT
         return cls(
             category=category,
             summary=one_line(summary or words, 1000),
@@ -231,6 +241,7 @@ class Diagnosis(BaseModel, frozen=True):
             seconds=seconds,
             resolution=resolution,
             events=events,
+            log_lines=log_lines,
         )
 
     def __str__(self) -> str:

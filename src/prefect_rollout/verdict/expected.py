@@ -22,7 +22,7 @@ class Expected(BaseModel):
 
     Attributes:
         revision: the revision that was published.
-        replicas: desired replicas.
+        replicas: desired replicas; `None` for the number that the platform reports at each observation.
         baseline: `{pod: state}` before the publish; `None` if unknown: then only labels of the platform show
             which pods are new.
         mixed: the baseline may contain pods of the published revision, and it is unknown which.
@@ -35,7 +35,7 @@ class Expected(BaseModel):
 
     cluster: str
     revision: Id
-    replicas: int
+    replicas: int | None
     baseline: dict[str, str | None] | None = None
     mixed: bool = False
     generation_before: int | None = None

@@ -43,14 +43,8 @@ def judge(
 ) -> Verdict:
     """Return the verdict after this observation; the next call needs it as `before`.
 
-    An observation without an answer changes no condition and confirms nothing.
-
-    Args:
-        expected: the state that each cluster has to reach.
-        look: the observation.
-        before: the verdict after the previous observation; `None` for the first.
-        grace: the time and restarts that a new pod gets to recover.
-        last: no further observation follows, so that waiting ends.
+    An observation without an answer changes no condition and confirms nothing. After the `last` observation,
+    waiting ends as a time-out.
     """
     known = {cluster.cluster: cluster for cluster in before.clusters} if before else {}
     clusters = [_judge_cluster(each, look, known.get(each.cluster), grace) for each in expected]
@@ -75,6 +69,8 @@ def _judge_cluster(
     now = (look.clusters or {}).get(expected.cluster)
     if look.clusters is None and before:
         return before.model_copy(update={"seen": None})
+    if expected.replicas is None:
+        expected = expected.model_copy(update={"replicas": now and now.desired})
     verdict = ClusterVerdict(cluster=expected.cluster, wanted=expected.replicas)
     began = {condition.category: condition.since for condition in before.conditions} if before else {}
 
@@ -111,12 +107,12 @@ def _judge_cluster(
         verdict.memory[pod.name] = remember(pod, about, expected, known, look.at, grace)
     verdict.not_ready = [pod for pod in new if verdict.memory[pod.name].category]
     ready = {pod.name for pod in new} - {pod.name for pod in verdict.not_ready}
-    counted = now.pods is not None or (verdict.strong and not expected.replicas)
+    counted = now.pods is not None or (verdict.strong and expected.replicas == 0)
     verdict.ready = len(ready) if counted and not verdict.unclear else None
 
     refusals = [event for event in general if is_quota(event)]
     _count_refusals(verdict, now, refusals, before.refused_first if before else None)
-    if refusals and len(new) < expected.replicas:
+    if refusals and (expected.replicas is None or len(new) < expected.replicas):
         miss(
             Category.QUOTA_EXCEEDED,
             "the quota refuses further pods",
@@ -150,12 +146,14 @@ def _differences(
 ) -> Iterator[tuple[Category, str]]:
     """Yield the differences from the expected state: number of pods, old pods, revisions."""
     wanted = expected.replicas
+    if wanted is None:
+        yield Category.REPLICAS_DIFFER, "the desired replicas are not reported"
     if status.desired not in {None, wanted}:
         yield (
             Category.REPLICAS_DIFFER,
-            f"the cloud is asked for {status.desired} pods, and not for the {wanted} of this run",
+            f"the platform wants {status.desired} pods, but this run asked for {wanted}",
         )
-    if status.pods is None and not verdict.strong and not wanted:
+    if status.pods is None and not verdict.strong and wanted == 0:
         yield Category.NO_PODS, "no pods are reported"
     elif not pods and wanted:
         yield Category.NO_PODS, "no pod is listed"
@@ -164,7 +162,7 @@ def _differences(
             Category.BASELINE_UNKNOWN,
             "new and old pods cannot be told apart: which pods ran before is not known",
         )
-    elif ready != wanted:
+    elif wanted is not None and ready != wanted:
         yield Category.REPLICAS_DIFFER, f"{ready} of {wanted} new pods ready"
     elif verdict.not_ready:
         yield (
@@ -219,7 +217,10 @@ def _disagreements(expected: Expected, status: Status) -> list[str]:
         and status.generation <= expected.generation_before
     ):
         missing.append(f"the publish has not arrived yet (generation {status.generation} as before)")
-    if status.updated_replicas is not None and status.updated_replicas != expected.replicas:
+    if (
+        None not in (status.updated_replicas, expected.replicas)
+        and status.updated_replicas != expected.replicas
+    ):
         missing.append(f"{status.updated_replicas} of {expected.replicas} pods updated")
     return missing
 
@@ -255,6 +256,7 @@ def _diagnose(clusters: Sequence[ClusterVerdict], at: float) -> Diagnosis:
                 reported=memory.reported,
                 seconds=at - memory.since,
                 events=memory.events or cluster.events,
+                log_lines=memory.log_lines,
             )
             plain = memory.category in {
                 Category.POD_PENDING,

@@ -8,7 +8,14 @@ from prefect_rollout.ids import same_id
 from prefect_rollout.text import one_line
 from prefect_rollout.verdict.diagnosis import Category
 from prefect_rollout.verdict.expected import Expected, Grace
-from prefect_rollout.verdict.reasons import EVENTS_SHOWN, Tier, is_disrupted, restarts_of, trouble_of
+from prefect_rollout.verdict.reasons import (
+    EVENTS_SHOWN,
+    Tier,
+    is_disrupted,
+    log_lines_of,
+    restarts_of,
+    trouble_of,
+)
 from prefect_rollout.verdict.status import ENDING, RUNNING, Event, Pod, state_of
 
 
@@ -24,6 +31,7 @@ class PodMemory(BaseModel):
         restarts_first: the same at the first observation of the pod.
         word: the condition as shown to people.
         reported: the platform's own text.
+        log_lines: the last lines of output that were seen; a container that starts again has none.
         final: the pod shows that the release cannot succeed.
     """
 
@@ -37,6 +45,7 @@ class PodMemory(BaseModel):
     reported: str | None = None
     container: str | None = None
     events: tuple[str, ...] = ()
+    log_lines: tuple[str, ...] = ()
     final: bool = False
 
 
@@ -100,6 +109,7 @@ def remember(
         since = before.since if before.category is category else at
     count = f"{grown} restart{'s' if grown > 1 else ''}" if grown else ""
     word = trouble.word if trouble else state_of(pod)
+    container = trouble.container if trouble else None
     return PodMemory(
         category=category,
         since=since,
@@ -109,8 +119,9 @@ def remember(
         restarts_first=first,
         word=", ".join(filter(None, (one_line(word, 40), count))),
         reported=(trouble.reported if trouble else pod.message or pod.reason) or count or None,
-        container=trouble.container if trouble else None,
+        container=container,
         events=shown(events),
+        log_lines=log_lines_of(pod, container) or before.log_lines,
         final=(waited or restarted)
         and not disrupted
         and pod.state not in ENDING

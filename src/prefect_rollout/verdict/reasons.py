@@ -14,6 +14,7 @@ from prefect_rollout.verdict.diagnosis import Category
 from prefect_rollout.verdict.status import Event, Pod
 
 EVENTS_SHOWN = 5
+LOG_LINES_SHOWN = 10
 
 
 class Tier(IntEnum):
@@ -140,3 +141,16 @@ def restarts_of(pod: Pod) -> dict[str, int]:
         for place, each in enumerate(pod.container_status or ())
         if each and each.restart_count is not None
     }
+
+
+def log_lines_of(pod: Pod, container: str | None) -> tuple[str, ...]:
+    """Return the last lines of output, safe to show; without a `container`, of the one with most restarts."""
+    found = [
+        each
+        for each in pod.container_status or ()
+        if each and each.log_lines and container in {None, each.name}
+    ]
+    if not found:
+        return ()
+    loudest = max(found, key=lambda each: each.restart_count or 0)
+    return tuple(one_line(line) for line in (loudest.log_lines or [])[-LOG_LINES_SHOWN:])

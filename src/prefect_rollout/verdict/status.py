@@ -6,7 +6,7 @@ A platform omits values that it does not know, and the verdict does not assume a
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from prefect_rollout.ids import CamelCase, Count, Id, Lenient
 from prefect_rollout.text import one_line
@@ -22,12 +22,16 @@ ENDING = FINISHED | {"Terminating"}
 
 
 class ContainerStatus(CamelCase):
-    """A container's restarts, and the Kubernetes reasons why it waits or ended."""
+    """A container's restarts, the Kubernetes reasons why it waits or ended, and its last lines of output.
+
+    `log_lines` can be long: only those of the container that a diagnosis names persist.
+    """
 
     name: Lenient[str] = None
     restart_count: Lenient[Count] = None
     reason: Lenient[str] = None
     message: Lenient[str] = None
+    log_lines: Lenient[list[str]] = Field(default=None, exclude=True, repr=False)
 
 
 class Pod(CamelCase):

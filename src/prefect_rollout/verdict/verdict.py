@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel
 
-from prefect_rollout.text import one_line
+from prefect_rollout.text import number, one_line
 from prefect_rollout.verdict.diagnosis import Category, Diagnosis
 from prefect_rollout.verdict.pods import PodMemory
 from prefect_rollout.verdict.status import Pod, state_of
@@ -33,7 +33,7 @@ class ClusterVerdict(BaseModel):
     """The verdict on one cluster.
 
     Attributes:
-        wanted: desired replicas.
+        wanted: desired replicas; `None` if unknown.
         ready: new pods that are ready; `None` if unknown.
         conditions: the reasons why the cluster is not released; empty if it is.
         not_ready: new pods that are not ready.
@@ -49,7 +49,7 @@ class ClusterVerdict(BaseModel):
     """
 
     cluster: str
-    wanted: int
+    wanted: int | None
     ready: int | None = None
     conditions: list[Condition] = []
     not_ready: list[Pod] = []
@@ -101,9 +101,15 @@ class Verdict(BaseModel):
     def counts(self) -> str:
         """Return the ready new pods and the desired replicas, such as `pub-bjwdt 1/1, pub-bjyt 2/3`."""
         return ", ".join(
-            f"{one_line(c.cluster, 60)} {'?' if c.ready is None else c.ready}/{c.wanted}"
-            for c in self.clusters
+            f"{one_line(c.cluster, 60)} {number(c.ready)}/{number(c.wanted)}" for c in self.clusters
         )
+
+    @property
+    def progress(self) -> str:
+        """Return the counts and the states of new pods that are not ready: `pub-bjwdt 0/2, ErrImagePull`."""
+        pods = ((cluster.memory.get(pod.name), pod) for cluster in self.clusters for pod in cluster.not_ready)
+        words = dict.fromkeys(memory.word if memory else state_of(pod) for memory, pod in pods)
+        return ", ".join((self.counts, *words))
 
     def explain(self, most: int = 5) -> str:
         """Return the unmet conditions of each cluster, with at most `most` of its pods.

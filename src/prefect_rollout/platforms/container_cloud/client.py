@@ -212,12 +212,12 @@ class ContainerCloudClient:
         cluster: str,
         change: Change,
         *,
-        replicas: int,
+        replicas: int | None,
         over: Id | None,
         key: str,
     ) -> Applied:
-        if change.revision is None:
-            raise UpgradeError("the change names no template to publish")
+        if change.revision is None or replicas is None:
+            raise UpgradeError("the change names no template or no replicas to publish")
         places = {**_places(workload), "template_id": change.revision, "cluster": cluster}
         await self._cloud.call("publish", places, body={"replicas": replicas}, key=key)
         return Applied(revision=change.revision)
@@ -251,7 +251,7 @@ def _only(created: Sequence[Id]) -> Id:
     if len(created) != 1:
         listed = ", ".join(one_line(template_id, 40) for template_id in created) or "none"
         raise UpgradeError(
-            f"the upgrade should leave one new template for all clusters, and left {listed}",
+            f"the upgrade must create one new template for all clusters, and created: {listed}",
             template_ids=list(created),
         )
     return created[0]

@@ -76,18 +76,18 @@ class PathTable(BaseModel):
             filled = path.format(**places)
         except (KeyError, IndexError, ValueError, AttributeError) as error:
             raise ValueError(
-                f"{path!r} may hold {', '.join('{' + place + '}' for place in places)} only"
+                f"{path!r} may only contain {', '.join('{' + place + '}' for place in places)}"
             ) from error
         if not re.fullmatch(r"/[\w./~%:@!$&'()*+,;=-]*", filled, re.ASCII):
-            raise ValueError(f"{path!r} must start with / and hold neither ? nor #, percent-encoded")
+            raise ValueError(f"{path!r} must start with /, be percent-encoded, and contain neither ? nor #")
         return path
 
 
 def cloud_identity(api_url: str) -> str:
     """Return the normalized host and port of an address.
 
-    Letter case, a final dot, the default port, and the notation of IP addresses and of this machine do not
-    matter. Two names of the same host are different clouds, because names are not resolved.
+    It ignores letter case, a final dot, the default port, and the way in which an IP address or localhost is
+    written. Names are not resolved: two names of the same host are different clouds.
     """
     try:
         url = httpx.URL(api_url)
@@ -108,15 +108,9 @@ class Exchange:
     It does not retry, and raises no errors of httpx, json or pydantic. An exchange takes at most
     `request_timeout_seconds`, an answer has at most `MAX_BODY_BYTES`.
 
-    Args:
-        api_url: scheme, host and an optional path, to which the paths of the path table are added.
-        signer: signs each request right before it is sent.
-        secrets: values to mask in errors.
-        paths: paths of the calls.
-        ca_file: certificates to trust instead of the system's; a PEM file.
-        connect_timeout_seconds: seconds to connect.
-        request_timeout_seconds: seconds for a whole exchange.
-        transport: replaces the network, for tests.
+    `api_url` may have a path, to which the paths of the path table are added. `secrets` are masked in errors.
+    `ca_file` is a PEM file with the certificates to trust instead of the system's. `transport` replaces the
+    network in tests.
 
     Raises:
         ConfigurationError: `api_url` or `ca_file` cannot be used.
@@ -184,12 +178,8 @@ class Exchange:
     ) -> Any:
         """Send one request and return the `data` of its answer.
 
-        Args:
-            call: the call, a field of the path table.
-            places: values for the path.
-            query: values for the query.
-            body: the JSON body of a write; `None` for a read.
-            key: idempotency key of a write.
+        `call` is a field of the path table, and `places` fill its path. A request with a JSON `body` is a
+        write, and may have an idempotency `key`.
 
         Raises:
             PlatformError: the request did not succeed.
@@ -302,7 +292,7 @@ def read(shape: type[PayloadT] | TypeAdapter[T], data: Any) -> PayloadT | T:
         return shape.validate_python(data) if isinstance(shape, TypeAdapter) else shape.model_validate(data)
     except ValidationError as error:
         raise UnusableAnswerError(
-            f"the answer has another shape than the contract's: {first_mistake(error)}",
+            f"the answer does not have the contract's structure: {first_mistake(error)}",
             retryable=False,
         ) from None  # pydantic's text would show values of the answer in the log
 
@@ -328,7 +318,7 @@ def _data(
     if not isinstance(answer, dict) or "data" not in answer:
         kind = "an HTML page" if text.lstrip()[:1] == b"<" else "an empty body" if not text else ""
         raise UnusableAnswerError(
-            f"{call} was answered with {kind or 'something that is not the JSON expected'}",
+            f"{call} was answered with {kind or 'something other than the expected JSON'}",
             # A retry may help after a truncated answer or a proxy's page, but not after complete JSON.
             retryable=answer is None,
             **known,
@@ -395,8 +385,8 @@ def _as_ours(call: str, **data: Any) -> Iterator[None]:
         raise UnreachableError(f"the cloud did not answer {call} in time", **data) from error
     except httpx.LocalProtocolError as error:
         raise ConfigurationError(
-            f"{call} cannot be sent: it would be no valid HTTP",
-            advice="Look at the headers that the block's signer makes; the log does not show them.",
+            f"{call} cannot be sent: it is not valid HTTP",
+            advice="Check the headers that the block's signer adds; the log does not show them.",
             field="signer",
             **data,
         ) from type(error)("not shown")  # its text quotes the header, which may contain the key
@@ -433,15 +423,17 @@ def _as_ours(call: str, **data: Any) -> Iterator[None]:
         raise ConfigurationError(
             f"{call} cannot be signed and sent: {type(error).__name__} in {Path(last.filename).name}, "
             f"line {last.lineno}",
-            advice="Look at the block's signer; what it said is not shown, as it may hold the key.",
+            advice="Look at the block's signer; its message is not shown because it may contain the key.",
             field="signer",
             **data,
         ) from None
 
 
 def _untrusted(error: BaseException | None) -> bool:
-    while error is not None:
+    seen: list[BaseException] = []  # the causes of an error that is raised again may lead back to it
+    while error is not None and error not in seen:
         if isinstance(error, ssl.SSLCertVerificationError):
             return True
+        seen.append(error)
         error = error.__cause__ or error.__context__
     return False

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pydantic import Field, ValidationError
+from pydantic import AliasPath, BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
 from prefect_rollout.errors import ClusterNotFoundError, UnreadableTemplateError, WorkloadError
@@ -64,9 +64,9 @@ def placement_of(workload: Workload, chosen: Sequence[str] | None) -> Placement:
 
     Raises:
         ClusterNotFoundError: the metaData does not have a chosen cluster.
-        WorkloadError: the metaData is empty, not JSON, nested too deep or of another shape, or it has no
-            clusters, a cluster with an unusable name, or a cluster without replicas. The article detects
-            the last of these in the middle of publishing; here nothing has been written yet.
+        WorkloadError: the metaData cannot be read, or it has no clusters, a cluster with an unusable name, or
+            a cluster without replicas. Nothing has been written yet; the article detects missing replicas
+            only in the middle of publishing.
     """
     meta = _meta_data(workload.handle)
     name = one_line(workload.name, 120)
@@ -76,26 +76,19 @@ def placement_of(workload: Workload, chosen: Sequence[str] | None) -> Placement:
             raise ClusterNotFoundError.named(cluster, known, f"in the metaData of {name}")
     if not known:
         raise WorkloadError(f"the metaData of {name} names no clusters")
-    replicas: dict[str, int] = {}
-    unclear: list[str] = []
-    for cluster in known:
-        if chosen and cluster not in chosen:
-            continue
+    asked = {cluster: meta.replicas_of(cluster) for cluster in known if not chosen or cluster in chosen}
+    for cluster in asked:
         try:
             usable_cluster(cluster)
         except ValueError as error:
             raise WorkloadError(
-                f"the metaData names a cluster {one_line(cluster, 80)!r} that cannot be asked for: {error}"
+                f"the metaData names a cluster {one_line(cluster, 80)!r}, which is not a usable name: {error}"
             ) from error
-        count = meta.replicas_of(cluster)
-        if count is None:
-            unclear.append(one_line(cluster, 80))
-        else:
-            replicas[cluster] = count
-    if unclear:
+    if unclear := [one_line(cluster, 80) for cluster, count in asked.items() if count is None]:
         raise WorkloadError(
             f"the metaData of {name} has no replicas for {', '.join(unclear)}", clusters=unclear
         )
+    replicas = {cluster: count for cluster, count in asked.items() if count is not None}
     return Placement(replicas=replicas, in_place=meta.in_place, strategy=meta.strategy)
 
 
@@ -106,7 +99,9 @@ def _meta_data(text: object) -> MetaData:
         return MetaData.model_validate(from_json(text))
     except ValidationError as error:
         # Not pydantic's own text, which would show values of the metaData in the log.
-        raise WorkloadError(f"the deployment's metaData has another shape: {first_mistake(error)}") from None
+        raise WorkloadError(
+            f"the deployment's metaData does not have the expected structure: {first_mistake(error)}"
+        ) from None
     except ValueError as error:
         raise WorkloadError(
             f"the deployment's metaData is not readable JSON: {one_line(error, 120)}"
@@ -126,23 +121,11 @@ class PodSpec(CamelCase):
     containers: list[Container | None] = Field(default=[])
 
 
-class PodTemplate(CamelCase):
-    """The pod template of a workload."""
-
-    spec: PodSpec
-
-
-class WorkloadSpec(CamelCase):
-    """The spec of a workload."""
-
-    template: PodTemplate
-
-
-class Manifest(CamelCase):
+class Manifest(BaseModel):
     """An apps/v1 Deployment in a template (article, step 3)."""
 
     kind: str
-    spec: WorkloadSpec
+    pods: PodSpec = Field(validation_alias=AliasPath("spec", "template", "spec"))
 
 
 # Errors show only these kinds of a template. Other text may contain secrets.
@@ -181,7 +164,7 @@ class Template(CamelCase):
             raise UnreadableTemplateError(f"{shown} is {kind}, not a Deployment", template_id=self.id)
         images = {
             container.name: container.image
-            for container in manifest.spec.template.spec.containers
+            for container in manifest.pods.containers
             if container and container.name and container.image
         }
         pods: dict[str, Any] = values["spec"]["template"]
