@@ -22,7 +22,7 @@ from prefect_rollout.cli import lists, output, results
 from prefect_rollout.cli.options import request_of
 from prefect_rollout.errors import InputError, ReleaseFailedError, RolloutError
 from prefect_rollout.execution import daemon, endpoint
-from prefect_rollout.execution.listener import listen
+from prefect_rollout.execution.sockets import listen
 from prefect_rollout.release.request import ReleaseRequest
 from prefect_rollout.release.result import Outcome, ReleaseResult
 from prefect_rollout.runs.history import Change

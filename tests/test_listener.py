@@ -14,7 +14,7 @@ from websockets.asyncio.client import connect
 from websockets.exceptions import InvalidMessage
 
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.execution import listener
+from prefect_rollout.execution import listener, sockets
 from prefect_rollout.mcp.policy import Policy
 from prefect_rollout.mcp.serve import http, warnings_of
 
@@ -25,7 +25,7 @@ WHOLE = b"GET /mcp HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
 @asynccontextmanager
 async def serving() -> AsyncIterator[int]:
     """Serve an MCP server of the SDK, and yield its port."""
-    listening = listener.listen("127.0.0.1", 0)
+    listening = sockets.listen("127.0.0.1", 0)
     port = int(listening.getsockname()[1])
     serving = asyncio.create_task(listener.serve(MCPServer("test").streamable_http_app(), listening))
     yield port
@@ -97,7 +97,7 @@ async def test_a_web_socket_has_no_deadline_and_leaves_connections_for_requests(
 ) -> None:
     monkeypatch.setattr(listener, "MOST_CONNECTIONS", 4)
     monkeypatch.setattr(listener.BoundedProtocol, "request_seconds", 0.1)
-    listening = listener.listen("127.0.0.1", 0)
+    listening = sockets.listen("127.0.0.1", 0)
     address = f"ws://127.0.0.1:{listening.getsockname()[1]}/"
     server = uvicorn.Server(
         uvicorn.Config(echo, http=listener.bounded(), ws="websockets-sansio", lifespan="off", log_config=None)

@@ -91,7 +91,7 @@ def command_of(model: type[BaseModel], run: Callable[[dict[str, Any]], Ended]) -
 
 
 def with_json(function: Command) -> Command:
-    """Give a command the option `--json`, which `output.run` obeys."""
+    """Give a command the option `--json`, which `__main__.run` obeys."""
 
     @functools.wraps(function)
     def command(*arguments: Any, as_json: bool = False, **options: Any) -> Ended:

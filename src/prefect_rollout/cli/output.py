@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 from cyclopts import App
 from rich.console import Console
-from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -78,6 +77,8 @@ def label(name: str, text: object, console: Console | None = None) -> None:
 @contextmanager
 def waiting(what: str) -> Iterator[None]:
     """Show a spinner and the elapsed time within the context, on a terminal and without `--json` only."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     columns = (SpinnerColumn("line"), TextColumn("{task.description}"), TimeElapsedColumn())
     hidden = not err.is_terminal or "--json" in sys.argv
     with Progress(*columns, console=err, transient=True, disable=hidden) as shown:

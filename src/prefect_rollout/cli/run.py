@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from uuid import UUID
 
-import httpx
-
 from prefect_rollout.batch.plan import Plan
 from prefect_rollout.batch.result import BatchResult, looking_on
 from prefect_rollout.cli.output import Ended, err, program, say, waiting
@@ -122,6 +120,7 @@ def in_prefect(work: Callable[[], Coroutine[Any, Any, T]], home: Path = endpoint
     """
     prefect_api.prepare()
     with waiting("Loading Prefect"):
+        import httpx
         from prefect.exceptions import PrefectException
 
         from prefect_rollout import flows  # noqa: F401 - takes seconds

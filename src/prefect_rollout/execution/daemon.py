@@ -22,7 +22,7 @@ import httpx
 from filelock import FileLock, Timeout
 
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.execution import local_server, prefect_api
+from prefect_rollout.execution import local_server, prefect_api, sockets
 from prefect_rollout.execution.endpoint import (
     ENDPOINT,
     PASSWORD,
@@ -34,7 +34,6 @@ from prefect_rollout.execution.endpoint import (
     secret_of,
     write_private,
 )
-from prefect_rollout.execution.listener import listen as listen_at
 from prefect_rollout.settings import rollout_settings
 
 if TYPE_CHECKING:
@@ -227,7 +226,7 @@ def listen(home: Path) -> socket.socket:
     for port in (last, 0):
         # It listens at once: before that, another program can bind the port too.
         with suppress(ConfigurationError):
-            listener = listen_at("127.0.0.1", port)
+            listener = sockets.listen("127.0.0.1", port)
             (home / PORT).write_text(str(listener.getsockname()[1]), encoding="ascii")
             return listener
     raise RuntimeError("no port is free")

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.execution.listener import listen
+from prefect_rollout.execution.sockets import listen
 from prefect_rollout.text import one_line
 
 HOME = Path.home() / ".prefect-rollout" / "local"

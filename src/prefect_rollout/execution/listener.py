@@ -1,11 +1,10 @@
-"""Sockets, and an HTTP listener that unauthenticated clients cannot exhaust.
+"""An HTTP listener that unauthenticated clients cannot exhaust: it limits connections and request times.
 
-It limits connections and request times. uvicorn limits neither, so half-sent headers can use up the file
-descriptors of the process.
+uvicorn limits neither the time in which a request arrives nor the number of connections without a complete
+request, so half-sent headers can use up the file descriptors of the process.
 """
 
 import asyncio
-import contextlib
 import logging
 import socket
 import sys
@@ -16,9 +15,6 @@ import uvicorn
 from starlette.requests import ClientDisconnect
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.text import one_line
-
 if sys.platform != "win32":
     import resource
 
@@ -26,37 +22,6 @@ REQUEST_SECONDS = 20.0
 """Seconds in which the headers and body of a request have to arrive."""
 
 MOST_CONNECTIONS = 512
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Return a socket that listens on a TCP address.
-
-    Args:
-        host: address or name of this machine.
-        port: port; 0 for any that is free.
-
-    Raises:
-        ConfigurationError: the port is in use, or the address is not one of this machine.
-    """
-    with contextlib.ExitStack() as undo:
-        try:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            # With the protocol named, unlike in socket.create_server: asyncio turns Nagle's algorithm
-            # off only for sockets that know they are TCP, and each answer would take 40 ms more.
-            listener = undo.enter_context(socket.socket(family, kind, protocol))
-            if sys.platform == "win32":  # another program may share the port otherwise
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_EXCLUSIVEADDRUSE, 1)
-            else:
-                listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-            listener.listen(2048)
-        except (OSError, OverflowError, UnicodeError) as error:
-            raise ConfigurationError(
-                f"cannot listen on {one_line(host, 80)} port {port}: {error}",
-                advice="Choose another port with --port, or end the program that uses it.",
-            ) from error
-        undo.pop_all()
-    return listener
 
 
 class BoundedProtocol(H11Protocol):

@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.request import getproxies
 
-import httpx
-
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.execution import endpoint
 from prefect_rollout.text import one_line, shown_address
@@ -53,13 +51,16 @@ def prepare() -> None:
 
 def _check_http_variables() -> None:
     for name, value in os.environ.items():
-        if not value.strip():
+        proxied = name.lower() in {"http_proxy", "https_proxy", "all_proxy"}
+        if not value.strip() or not (proxied or name in {"SSL_CERT_FILE", "PREFECT_API_SSL_CERT_FILE"}):
             continue
+        import httpx  # only if a variable is set: a command must start fast
+
         try:
-            if name.lower() in {"http_proxy", "https_proxy", "all_proxy"}:
+            if proxied:
                 proxy = value if "://" in value else f"http://{value}"
                 httpx.Client(proxy=proxy, verify=False, trust_env=False).close()  # noqa: S501 - sends nothing
-            elif name in {"SSL_CERT_FILE", "PREFECT_API_SSL_CERT_FILE"}:
+            else:
                 ssl.create_default_context(cafile=value)
         except (ImportError, OSError, ValueError, httpx.InvalidURL) as error:
             raise ConfigurationError(
@@ -118,6 +119,8 @@ async def check_configured(client: "PrefectClient") -> None:
 
 def problem_of(error: Exception) -> ConfigurationError:
     """Return an error of Prefect's client as one that names the variable to correct."""
+    import httpx
+
     from prefect_rollout.runs.prefect_errors import describe
 
     status = error.response.status_code if isinstance(error, httpx.HTTPStatusError) else None

@@ -15,6 +15,7 @@ from pydantic import AnyHttpUrl, ValidationError
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.execution import prefect_api
 from prefect_rollout.execution.endpoint import HOME, PASSWORD, prefer_port, secret_of
+from prefect_rollout.execution.sockets import listen
 from prefect_rollout.mcp.policy import Policy
 from prefect_rollout.mcp.server import Server
 from prefect_rollout.mcp.session import Session
@@ -93,7 +94,7 @@ def http(
         allowed_origins=[f"{scheme}://{name}" for name in hosts for scheme in ("http", "https")],
     )
 
-    from prefect_rollout.execution.listener import listen, serve
+    from prefect_rollout.execution.listener import serve
 
     listening = listen(host, port)
 

@@ -12,7 +12,7 @@ from typing import Any, Self
 import uvicorn
 
 from prefect_rollout.errors import ConfigurationError
-from prefect_rollout.execution.listener import listen
+from prefect_rollout.execution.sockets import listen
 from prefect_rollout.simulator.api import create_app
 from prefect_rollout.simulator.cloud import Cloud
 from prefect_rollout.simulator.scenario import Scenario
