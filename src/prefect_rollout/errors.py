@@ -110,12 +110,16 @@ class RolloutError(Exception):
     def __str__(self) -> str:
         """Return `step: problem (status …, request id …). Advice. Live at …: ….`, on one line."""
         where = f"{self.step}: " if self.step else ""
-        shown = [key for key in _SHOWN if key in self.data]
-        known = ", ".join(f"{key.replace('_', ' ')} {one_line(self.data[key], 80)}" for key in shown)
-        circumstances = f" ({known})" if known else ""
+        circumstances = f" ({self.circumstances})" if self.circumstances else ""
         live = f" Live at {when(self.live_at)}: {self.live}." if self.live else ""
         advice = f"{self.advice} {self.next_step}".rstrip()
         return f"{where}{self.problem}{circumstances}. {self._detail}{advice}{live}"
+
+    @property
+    def circumstances(self) -> str:
+        """The data that operators ask for, such as `status 500, request id 7f1c`; may be empty."""
+        shown = [key for key in _SHOWN if key in self.data]
+        return ", ".join(f"{key.replace('_', ' ')} {one_line(self.data[key], 80)}" for key in shown)
 
     @property
     def _detail(self) -> str:
@@ -383,6 +387,12 @@ class ReleaseError(RolloutError, category=Category.UNKNOWN_STATE, passes=True):
         return (self.verdict and self.verdict.diagnosis) or super().diagnosis
 
     @property
+    def circumstances(self) -> str:
+        """The data that operators ask for, such as `status 500, request id 7f1c`; may be empty."""
+        shown = [key for key in _SHOWN if key in self.data]
+        return ", ".join(f"{key.replace('_', ' ')} {one_line(self.data[key], 80)}" for key in shown)
+
+    @property
     def _detail(self) -> str:
         diagnosis = self.verdict and self.verdict.diagnosis
         return f"{str(diagnosis).rstrip('.')}. " if diagnosis else ""
@@ -414,6 +424,12 @@ class RollbackFailedError(ReleaseError):
     def diagnosis(self) -> Diagnosis:
         """Diagnosis of the rollback; `cause` has the release's."""
         return self.found or super().diagnosis
+
+    @property
+    def circumstances(self) -> str:
+        """The data that operators ask for, such as `status 500, request id 7f1c`; may be empty."""
+        shown = [key for key in _SHOWN if key in self.data]
+        return ", ".join(f"{key.replace('_', ' ')} {one_line(self.data[key], 80)}" for key in shown)
 
     @property
     def _detail(self) -> str:

@@ -39,6 +39,10 @@ class CloudEnvironment(_Settings):
     registry_url: str | None = None
 
 
+VARIABLES = {"app_id": "K8S_APP_ID", "deployment": "K8S_DEPLOY_NAME", "template_id": "K8S_TEMPLATE_ID"}
+"""Fields of a request that have a default in a variable."""
+
+
 class RolloutSettings(_Settings):
     """Settings of this package, such as `PREFECT_ROLLOUT_RETRIES`."""
 

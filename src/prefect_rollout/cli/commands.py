@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from prefect.client.schemas.objects import FlowRun
 
     from prefect_rollout.execution.deployments import Live, Templates
-    from prefect_rollout.execution.releases import Found
 
 RELEASES, DEPLOYMENTS, SERVERS, SETUP = (
     Group(name, sort_key=number)
@@ -109,9 +108,10 @@ def cancel(run_id: RunId, /) -> Ended:
 
     async def stop(client: "PrefectClient") -> "FlowRun":
         from prefect_rollout.execution import releases
+        from prefect_rollout.runs import flow_runs
 
         found = await releases.find(client, run_id)
-        await releases.cancel(client, found.run)
+        await flow_runs.cancel(client, found.run)
         return await releases.ended(client, found.run.id, _CANCEL_SECONDS)
 
     stopped = run.with_client(stop, "Cancelling")
@@ -142,18 +142,18 @@ def list_runs(
         limit: Maximum number of runs.
     """
 
-    async def read(client: "PrefectClient") -> "list[Found]":
+    async def read(client: "PrefectClient") -> "list[FlowRun]":
         from prefect_rollout.execution import releases
+        from prefect_rollout.runs.flow_runs import Wanted
 
-        return await releases.listed(
-            client, app_id=app_id, deployment=deployment, running=running, limit=limit
-        )
+        wanted = Wanted(app_id or "", deployment or "", running or None, dry_runs=True)
+        return await releases.listed(client, wanted, limit)
 
     found = run.with_client(read)
-    show_runs([each.run for each in found])
+    show_runs(found)
     if not found:
         say("No run is on record.")
-    return Ended(0, {"runs": [run_document(each.run) for each in found]})
+    return Ended(0, {"runs": [run_document(each) for each in found]})
 
 
 @_command(RELEASES)

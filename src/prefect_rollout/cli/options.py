@@ -15,7 +15,7 @@ from prefect_rollout.cli.output import Ended, me, say
 from prefect_rollout.errors import InputError
 from prefect_rollout.release.parameters import GROUPS, parameters_of
 from prefect_rollout.release.request import Checked
-from prefect_rollout.settings import cloud_environment
+from prefect_rollout.settings import VARIABLES, cloud_environment
 from prefect_rollout.text import one_line
 
 Command = Callable[..., Ended]
@@ -46,13 +46,11 @@ _JSON = inspect.Parameter(
     ],
 )
 
-_VARIABLES = {"app_id": "K8S_APP_ID", "deployment": "K8S_DEPLOY_NAME", "template_id": "K8S_TEMPLATE_ID"}
-
 # Options that have another form on the command line than in Python.
 _TEXT = {
     "plan": (Path, Parameter(help="YAML or JSON file of the releases.")),
-    "app_id": (str, Parameter(env_var=_VARIABLES["app_id"])),
-    "deployment": (str, Parameter(env_var=_VARIABLES["deployment"])),
+    "app_id": (str, Parameter(env_var=VARIABLES["app_id"])),
+    "deployment": (str, Parameter(env_var=VARIABLES["deployment"])),
     "template_id": (
         str | None,
         Parameter(
@@ -143,7 +141,7 @@ def request_of(model: type[Request], values: Mapping[str, Any]) -> Request:
 def set_by_variable(field: str, values: Mapping[str, Any]) -> str:
     """Return a sentence that names the variable which may have set the field; else an empty text."""
     name = {"app": "app_id", "template": "template_id"}.get(field, field)
-    variable = _VARIABLES.get(name, "")
+    variable = VARIABLES.get(name, "")
     value = os.environ.get(variable)
     return f"{variable} is set to it." if value and value == str(values.get(name) or value) else ""
 

@@ -28,9 +28,6 @@ EXIT_CODES = {
     Outcome.CANCELLED: 130,
 }
 
-_SHOWN = ("status", "code", "request_id")
-"""Data of an error that operators ask for."""
-
 _DONE = {
     Action.DEPLOY: "Released",
     Action.ROLLBACK: "Rolled back",
@@ -90,8 +87,10 @@ def _parts(error: RolloutError) -> Iterator[tuple[str, str]]:
     container = f"container {found.container}" if found.container else ""
     yield "where", ", ".join(filter(None, (found.cluster, pod, container)))
     seconds = f" for {found.seconds:.0f} s" if found.seconds else ""
-    known = (f"{name.replace('_', ' ')} {error.data[name]}" for name in _SHOWN if name in error.data)
-    yield "reported", f"{found.category}{seconds}: {found.reported}" if found.reported else ", ".join(known)
+    yield (
+        "reported",
+        f"{found.category}{seconds}: {found.reported}" if found.reported else error.circumstances,
+    )
     if isinstance(error, RollbackFailedError) and error.cause:
         yield "release", str(Diagnosis.model_validate(error.cause["diagnosis"]))
     yield "to do", f"{error.advice} {error.next_step}".rstrip()

@@ -1,4 +1,4 @@
-"""Find, list, cancel and continue flow runs of releases."""
+"""Find, list, follow and continue flow runs of releases."""
 
 import asyncio
 import re
@@ -7,19 +7,18 @@ from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import FlowRunFilter
-from prefect.client.schemas.objects import FlowRun, State, StateType
+from prefect.client.schemas.objects import TERMINAL_STATES, FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelling, Pending
+from prefect.states import Pending
 
 from prefect_rollout.batch.result import BatchResult
 from prefect_rollout.errors import InputError
 from prefect_rollout.flows import FLOWS
-from prefect_rollout.ids import same_id
 from prefect_rollout.release.result import ReleaseResult
 from prefect_rollout.runs.approval import staying
-from prefect_rollout.runs.flow_runs import OF_RELEASES, is_release, pages
+from prefect_rollout.runs.flow_runs import OF_RELEASES, Wanted, in_states, is_release, pages
 from prefect_rollout.runs.processes import execute
 from prefect_rollout.text import one_line
 
@@ -83,33 +82,16 @@ def _refused(problem: str, advice: str) -> InputError:
     return InputError(f"run_id: {problem}", advice=advice, field="run_id")
 
 
-async def listed(
-    client: PrefectClient, *, app_id: str | None, deployment: str | None, running: bool, limit: int
-) -> list[Found]:
-    """Return the newest runs that fit, newest first."""
-
-    def fits(run: FlowRun) -> bool:
-        return (
-            is_release(run)
-            and (app_id is None or same_id(run.parameters.get("app_id", ""), app_id))
-            and (deployment is None or run.parameters.get("deployment") == deployment)
-            and not (running and run.state is not None and run.state.is_final())
-        )
-
-    found: list[Found] = []
-    names = {flow.id: flow.name for flow in await client.read_flows(flow_filter=OF_RELEASES)}
-    async for page in pages(client, FlowRunFilter(), _NEWEST, OF_RELEASES):
-        found += [Found(run, names.get(run.flow_id, "")) for run in page if fits(run)]
+async def listed(client: PrefectClient, wanted: Wanted, limit: int) -> list[FlowRun]:
+    """Return the newest runs that match, newest first."""
+    states = in_states(*(each for each in StateType if each not in TERMINAL_STATES))
+    runs = FlowRunFilter(state=states if wanted.running else None)
+    found: list[FlowRun] = []
+    async for page in pages(client, runs, _NEWEST, OF_RELEASES):
+        found += filter(wanted.match, page)
         if len(found) >= limit:
             break
     return found[:limit]
-
-
-async def cancel(client: PrefectClient, run: FlowRun) -> None:
-    """Ask a run to stop, unless it has ended or was asked already."""
-    state = run.state
-    if state is None or not (state.is_final() or state.is_cancelling()):
-        await client.set_flow_run_state(run.id, Cancelling())
 
 
 async def ended(client: PrefectClient, run_id: UUID, seconds: float) -> FlowRun:

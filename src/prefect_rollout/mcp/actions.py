@@ -11,6 +11,7 @@ from prefect_rollout.batch.plan import BatchRequest, Plan
 from prefect_rollout.ids import Id
 from prefect_rollout.mcp.schemas import arguments_schema
 from prefect_rollout.release.request import Checked, ReleaseRequest, Request, RollbackRequest, ScaleRequest
+from prefect_rollout.settings import VARIABLES
 
 # The fields that an assistant may set, in the order of the forms. No field overrides a release window.
 _FIELDS = (
@@ -24,8 +25,6 @@ def _none_if_empty(value: Any) -> Any:
     return None if value == "" else value
 
 
-VARIABLES = {"app_id": "K8S_APP_ID", "deployment": "K8S_DEPLOY_NAME", "template_id": "K8S_TEMPLATE_ID"}
-"""The variables with the defaults of arguments."""
 _OWN = {"template_id": " for the deployment K8S_DEPLOY_NAME"}
 
 

@@ -12,19 +12,18 @@ from prefect.client.schemas.filters import (
     LogFilterFlowRunId,
     LogFilterLevel,
 )
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.sorting import FlowRunSort, LogSort
 from prefect.exceptions import ObjectNotFound
 
 from prefect_rollout.errors import InputError
-from prefect_rollout.ids import same_id
 from prefect_rollout.mcp import types
 from prefect_rollout.mcp.connection import Api
 from prefect_rollout.mcp.policy import Policy
 from prefect_rollout.mcp.untrusted import quoted, quoted_all, unlisted
-from prefect_rollout.release.result import Outcome, cloud_words
+from prefect_rollout.release.result import cloud_words
 from prefect_rollout.runs import flow_runs, history
-from prefect_rollout.runs.flow_runs import CLOUD, PAGE, TARGET
+from prefect_rollout.runs.flow_runs import CLOUD, PAGE, TARGET, Wanted, outcome_of
 from prefect_rollout.runs.prefect_errors import translate_errors
 from prefect_rollout.text import one_line
 
@@ -37,32 +36,6 @@ class Found(NamedTuple):
     run: FlowRun
     flow: str
     restricted: bool = False
-
-
-class Wanted(NamedTuple):
-    """Filters of flow runs; an empty one matches all."""
-
-    app_id: int | str = ""
-    deployment: str = ""
-    running: bool | None = None
-    outcome: str = ""
-    image: str = ""
-    requested_by: str = ""
-    since: datetime | None = None
-    dry_runs: bool = False
-
-    def match(self, run: FlowRun) -> bool:
-        """Return True if the run matches everything but the image and the time."""
-        asked, state = run.parameters, run.state
-        return (
-            flow_runs.is_release(run)
-            and (self.dry_runs or not asked.get("dry_run"))
-            and (not self.app_id or same_id(asked.get("app_id", ""), self.app_id))
-            and (not self.deployment or asked.get("deployment") == self.deployment)
-            and self.running in {None, state is not None and not state.is_final()}
-            and (not self.outcome or self.outcome == outcome_of(state))
-            and self.requested_by.lower() in str(asked.get("requested_by") or "").lower()
-        )
 
 
 async def find(api: Api, policy: Policy, flow_run_id: str) -> Found:
@@ -109,24 +82,6 @@ async def refreshed(api: Api, found: Found) -> Found:
     """Return the same run in its current state."""
     with translate_errors():
         return found._replace(run=await api.client.read_flow_run(found.run.id))
-
-
-_OUTCOMES = {
-    "Completed": Outcome.RELEASED,
-    "Planned": Outcome.PLANNED,
-    "Cancelled": Outcome.CANCELLED,
-    "Failed": Outcome.FAILED,
-    "TimedOut": Outcome.FAILED,
-    "Skipped": Outcome.SKIPPED,
-    "Rejected": Outcome.CANCELLED,
-}
-"""Outcomes by the name of the state. The outcome of a crashed run is unknown."""
-
-
-def outcome_of(state: State[Any] | None) -> Outcome | None:
-    """Return the outcome of a run that ended in this state; None if a person set the state by hand."""
-    by_hand = state is not None and state.is_completed() and state.data is None
-    return _OUTCOMES.get(str(state.name)) if state is not None and not by_hand else None
 
 
 def fields_of(api: Api, run: FlowRun, flow: str, *, reason: int) -> dict[str, Any]:
@@ -176,7 +131,7 @@ async def listed(api: Api, policy: Policy, wanted: Wanted, *, limit: int, cursor
             )
             chosen = [run for run in page if wanted.match(run) and policy.allows(run.parameters)]
             some = chosen if wanted.image else chosen[: limit - len(rows)]
-            results = await history.results_of(api.client, some) if some else {}
+            results = await history.results_of(api.client, [run.id for run in some])
             for run in chosen:
                 fields = fields_of(api, run, flows.get(run.flow_id, ""), reason=300)
                 images = results[run.id].images if run.id in results else {}

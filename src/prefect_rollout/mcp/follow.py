@@ -16,14 +16,14 @@ from prefect_rollout import tasks
 from prefect_rollout.errors import ConfigurationError, InputError, RolloutError
 from prefect_rollout.mcp import deployments, types
 from prefect_rollout.mcp.connection import Api
-from prefect_rollout.mcp.flow_runs import Found, fields_of, find, outcome_of, refreshed
+from prefect_rollout.mcp.flow_runs import Found, fields_of, find, refreshed
 from prefect_rollout.mcp.policy import Policy
 from prefect_rollout.mcp.types import Seen, StepState
 from prefect_rollout.mcp.untrusted import quoted, unlisted
 from prefect_rollout.release.result import Outcome
 from prefect_rollout.runs import history
 from prefect_rollout.runs.children import children_of, name_of
-from prefect_rollout.runs.flow_runs import PAGE, ROLLED_BACK, TARGET
+from prefect_rollout.runs.flow_runs import PAGE, ROLLED_BACK, TARGET, outcome_of
 from prefect_rollout.runs.prefect_errors import translate_errors
 from prefect_rollout.text import one_line
 

@@ -1,7 +1,5 @@
 """Start, cancel and retry the flow runs of releases."""
 
-import hashlib
-import json
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
@@ -16,14 +14,15 @@ from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.responses import SetStateStatus
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.exceptions import ObjectNotFound
-from prefect.states import AwaitingRetry, Cancelling
+from prefect.states import AwaitingRetry
 
 from prefect_rollout.errors import ConfigurationError, InputError
 from prefect_rollout.mcp.connection import Api
 from prefect_rollout.mcp.flow_runs import Found
 from prefect_rollout.mcp.follow import check_retry, retry_token
 from prefect_rollout.release.request import Checked
-from prefect_rollout.runs.flow_runs import first_tags
+from prefect_rollout.release.workload import digest
+from prefect_rollout.runs import flow_runs
 from prefect_rollout.runs.prefect_errors import translate_errors
 
 WINDOW = timedelta(minutes=10)
@@ -90,7 +89,7 @@ async def _create(api: Api, flow: str, request: Checked, tags: Sequence[str], ke
         run = await api.client.create_flow_run_from_deployment(
             deployment.id,
             parameters=request.model_dump(mode="json", exclude_unset=True),
-            tags=[*first_tags("mcp", request), *tags],
+            tags=[*flow_runs.first_tags("mcp", request), *tags],
             idempotency_key=key,
         )
     api.notify()
@@ -105,18 +104,15 @@ def _keys(flow: str, request: Checked, attempt: int) -> list[str]:
 
 def _digest(flow: str, request: Checked, attempt: int, exclude: set[str]) -> str:
     same = request.model_dump(mode="json", exclude=exclude)
-    canonical = json.dumps([flow, same, attempt], sort_keys=True)
-    return hashlib.sha256(canonical.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    return digest([flow, same, attempt])[:32]
 
 
 async def cancel(api: Api, found: Found) -> None:
     """Ask a run to stop, unless it has ended."""
-    state = found.run.state
-    if state is not None and (state.is_final() or state.type is StateType.CANCELLING):
-        return
     with translate_errors():
-        await api.client.set_flow_run_state(found.run.id, Cancelling())
-    api.notify()
+        asked = await flow_runs.cancel(api.client, found.run)
+    if asked:
+        api.notify()
 
 
 async def retry(api: Api, found: Found, token: str) -> None:

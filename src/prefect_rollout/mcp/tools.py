@@ -21,7 +21,6 @@ from prefect_rollout.mcp import types
 from prefect_rollout.mcp.actions import (
     ACTIONS,
     DEFAULTS,
-    VARIABLES,
     Action,
     AppId,
     Cursor,
@@ -39,7 +38,7 @@ from prefect_rollout.mcp.session import Session, Tooling
 from prefect_rollout.mcp.untrusted import unquoted
 from prefect_rollout.release.request import ENVIRONMENT, Checked, Request
 from prefect_rollout.release.result import Outcome
-from prefect_rollout.settings import CloudEnvironment, cloud_environment
+from prefect_rollout.settings import VARIABLES, CloudEnvironment, cloud_environment
 from prefect_rollout.text import one_line, when
 
 if TYPE_CHECKING:
@@ -117,10 +116,11 @@ class Tools:
         """List the releases, batches, rollbacks, restarts and scalings of all clients, newest first."""
         async with self._session.tooling(ctx) as tooling:
             from prefect_rollout.mcp import flow_runs
+            from prefect_rollout.runs.flow_runs import Wanted
             from prefect_rollout.runs.history import since_of
 
             after = since_of(since, datetime.now(UTC)) if since else None
-            wanted = flow_runs.Wanted(
+            wanted = Wanted(
                 app_id or "", deployment, running, outcome or "", image, requested_by, after, dry_runs
             )
             return await flow_runs.listed(tooling.api, tooling.policy, wanted, limit=limit, cursor=cursor)

@@ -23,9 +23,8 @@ def template_words(plan: ReleasePlan, each: ClusterPlan) -> str:
 
 def pods_words(each: ClusterPlan) -> str:
     """Return the listed pods and the desired replicas, such as `2 → 3` or `2, replicas not changed`."""
-    if each.replicas is None:
-        return f"{'unknown' if each.pods is None else each.pods}, {NOT_CHANGED}"
-    return f"{'unknown' if each.pods is None else each.pods} → {each.replicas}"
+    listed = "unknown" if each.pods is None else each.pods
+    return f"{listed}, {NOT_CHANGED}" if each.replicas is None else f"{listed} → {each.replicas}"
 
 
 def strategy_words(plan: ReleasePlan) -> str:

@@ -1,6 +1,8 @@
 """The flow runs of releases: the labels and tags that this package adds to them, and how to read them."""
 
 from collections.abc import AsyncIterator, Sequence
+from datetime import datetime
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
@@ -12,12 +14,15 @@ from prefect.client.schemas.filters import (
     FlowRunFilterState,
     FlowRunFilterStateType,
 )
-from prefect.client.schemas.objects import FlowRun, StateType
+from prefect.client.schemas.objects import FlowRun, State, StateType
 from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
+from prefect.states import Cancelling
 
+from prefect_rollout.ids import same_id
 from prefect_rollout.release.images import ALLOW, UNLISTED
 from prefect_rollout.release.request import Action, Checked, Request
+from prefect_rollout.release.result import Outcome
 from prefect_rollout.text import one_line
 
 CLOUD, TARGET = "rollout.cloud", "rollout.target"
@@ -81,6 +86,50 @@ def is_release(run: FlowRun) -> bool:
     return "plan" in run.parameters or {"app_id", "deployment"} <= set(run.parameters)
 
 
+_OUTCOMES = {
+    "Completed": Outcome.RELEASED,
+    "Planned": Outcome.PLANNED,
+    "Cancelled": Outcome.CANCELLED,
+    "Failed": Outcome.FAILED,
+    "TimedOut": Outcome.FAILED,
+    "Skipped": Outcome.SKIPPED,
+    "Rejected": Outcome.CANCELLED,
+}
+"""Outcomes by the name of the state. The outcome of a crashed run is unknown."""
+
+
+def outcome_of(state: State[Any] | None) -> Outcome | None:
+    """Return the outcome of a run that ended in this state; None if a person set the state by hand."""
+    by_hand = state is not None and state.is_completed() and state.data is None
+    return _OUTCOMES.get(str(state.name)) if state is not None and not by_hand else None
+
+
+class Wanted(NamedTuple):
+    """Filters of flow runs; an empty one matches all."""
+
+    app_id: int | str = ""
+    deployment: str = ""
+    running: bool | None = None
+    outcome: str = ""
+    image: str = ""
+    requested_by: str = ""
+    since: datetime | None = None
+    dry_runs: bool = False
+
+    def match(self, run: FlowRun) -> bool:
+        """Return True if the run matches everything but the image and the time."""
+        asked, state = run.parameters, run.state
+        return (
+            is_release(run)
+            and (self.dry_runs or not asked.get("dry_run"))
+            and (not self.app_id or same_id(asked.get("app_id", ""), self.app_id))
+            and (not self.deployment or asked.get("deployment") == self.deployment)
+            and self.running in {None, state is not None and not state.is_final()}
+            and (not self.outcome or self.outcome == outcome_of(state))
+            and self.requested_by.lower() in str(asked.get("requested_by") or "").lower()
+        )
+
+
 async def pages(
     client: PrefectClient, runs: FlowRunFilter, sort: FlowRunSort, flows: FlowFilter | None = None
 ) -> AsyncIterator[list[FlowRun]]:
@@ -117,3 +166,12 @@ async def by_id(client: PrefectClient, ids: Sequence[UUID]) -> dict[UUID, FlowRu
         few = FlowRunFilter(id=FlowRunFilterId(any_=list(ids[start : start + PAGE])))
         found |= {run.id: run for run in await client.read_flow_runs(flow_run_filter=few)}
     return found
+
+
+async def cancel(client: PrefectClient, run: FlowRun) -> bool:
+    """Ask a run to stop; return False if it has ended or was asked already."""
+    state = run.state
+    if state is not None and (state.is_final() or state.is_cancelling()):
+        return False
+    await client.set_flow_run_state(run.id, Cancelling())
+    return True

@@ -6,8 +6,7 @@ with the flow runs, so that it also lists runs that were killed before they left
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -35,7 +34,7 @@ from prefect_rollout.release.windows import iso_time
 from prefect_rollout.runs import flow_runs
 from prefect_rollout.runs.flow_runs import CLOUD, TARGET, TRIGGER
 from prefect_rollout.runs.records import RECORD
-from prefect_rollout.text import one_line
+from prefect_rollout.text import number, one_line
 
 # A definition of a link that nothing refers to: no renderer of markdown shows it.
 _RECORD = re.compile(r"^\[prefect-rollout-result\]: <(.*)>$", re.MULTILINE)
@@ -119,7 +118,7 @@ def changes(result: ReleaseResult, when: datetime) -> list[Change]:
             cluster=one_line(cluster.cluster),
             before=_id(cluster.template_before),
             after=_after(cluster),
-            ready=f"{_number(cluster.ready)} of {_number(cluster.wanted)}" if result.clusters else "",
+            ready=f"{number(cluster.ready)} of {number(cluster.wanted)}" if result.clusters else "",
             images=_images(result, cluster),
             who=one_line(result.requested_by, 200) or "unknown",
             why=one_line(result.reason, 1000),
@@ -134,10 +133,6 @@ def changes(result: ReleaseResult, when: datetime) -> list[Change]:
 
 
 _BACK = {True: ", rolled back", False: ", rollback failed", None: ""}
-
-
-def _number(count: int | None) -> str:
-    return UNKNOWN if count is None else str(count)
 
 
 def _id(template_id: int | str | None) -> str:
@@ -203,18 +198,31 @@ async def record_of(client: PrefectClient, run: FlowRun) -> dict[str, Any] | Non
     return record if isinstance(record, dict) else None
 
 
-async def results_of(client: PrefectClient, runs: Sequence[FlowRun]) -> dict[UUID, ReleaseResult]:
-    """Return the last result of each release that left one, of at most `PAGE` runs."""
-    found: dict[UUID, ReleaseResult] = {}
-    for page in await client.read_artifacts(
-        artifact_filter=_records(*(run.id for run in runs)),
-        sort=ArtifactSort.CREATED_DESC,
-        limit=flow_runs.PAGE,
-    ):
-        with suppress(ValidationError):  # of a batch, or of another program
-            if page.flow_run_id:
-                found.setdefault(page.flow_run_id, ReleaseResult.model_validate_json(_record(page)))
-    return found
+async def _results(
+    client: PrefectClient, run_ids: Collection[UUID]
+) -> AsyncIterator[tuple[UUID, datetime, ReleaseResult]]:
+    """Yield the result of each attempt of releases that left one, with its run and the time."""
+    offset = 0
+    while run_ids:
+        pages = await client.read_artifacts(
+            artifact_filter=_records(*run_ids), limit=flow_runs.PAGE, offset=offset
+        )
+        for page in pages:
+            try:
+                result = ReleaseResult.model_validate_json(_record(page))
+            except ValidationError:  # of a batch, or of another program
+                continue
+            if page.flow_run_id and page.flow_run_id in run_ids:
+                yield page.flow_run_id, page.created or datetime.now(UTC), result
+        if len(pages) < flow_runs.PAGE:
+            return
+        offset += flow_runs.PAGE
+
+
+async def results_of(client: PrefectClient, run_ids: Collection[UUID]) -> dict[UUID, ReleaseResult]:
+    """Return the last result of each release that left one."""
+    found = [each async for each in _results(client, run_ids)]
+    return {run_id: result for run_id, _, result in sorted(found, key=lambda each: each[1])}
 
 
 # ---- the history --------------------------------------------------------------------------------
@@ -300,29 +308,12 @@ async def _changes_of(
     # A flow of another program may have the same name.
     ours = {run.id: run for run in page if {"app_id", "deployment"} <= set(run.parameters)}
     found: dict[str, list[Change]] = {str(run_id): [] for run_id in ours}
-    wanted = _records(*ours)
-    offset = 0
-    while ours:
-        artifacts = await client.read_artifacts(artifact_filter=wanted, limit=flow_runs.PAGE, offset=offset)
-        for artifact in artifacts:
-            if artifact.flow_run_id in ours:
-                found[str(artifact.flow_run_id)] += _recorded(ours[artifact.flow_run_id], artifact)
-        if len(artifacts) < flow_runs.PAGE:
-            break
-        offset += flow_runs.PAGE
+    async for run_id, at, result in _results(client, ours):
+        of_run = _of_run(ours[run_id])
+        found[str(run_id)] += [change.model_copy(update=of_run) for change in changes(result, at)]
     for run in ours.values():
         found[str(run.id)] += _unrecorded(run, flows.get(run.flow_id, ""), found[str(run.id)])
     return found
-
-
-def _recorded(run: FlowRun, page: PrefectArtifact) -> list[Change]:
-    """Return the changes in the page of a run; none if another program left it."""
-    try:
-        result = ReleaseResult.model_validate_json(_record(page))
-    except ValidationError:
-        return []
-    at = page.created or datetime.now(UTC)
-    return [change.model_copy(update=_of_run(run)) for change in changes(result, at)]
 
 
 def _of_run(run: FlowRun) -> dict[str, str]:

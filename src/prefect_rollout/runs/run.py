@@ -136,15 +136,12 @@ class Run:
         self.placement = placement
         # The writes of an earlier attempt are not known yet.
         written = None if request.writes and may_have_run_before() else False
+        replicas = placement.replicas
         if isinstance(request, ScaleRequest):
             _refuse_replicas_of_others(self.workload.name, placement)
+            replicas = dict.fromkeys(replicas, request.replicas)
         result.clusters = [
-            ClusterResult(
-                cluster=name,
-                replicas=request.replicas if isinstance(request, ScaleRequest) else count,
-                published=written,
-            )
-            for name, count in placement.replicas.items()
+            ClusterResult(cluster=name, replicas=count, published=written) for name, count in replicas.items()
         ]
         if request.canary is not None and request.canary not in placement.replicas:
             raise ClusterNotFoundError.named(
