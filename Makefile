@@ -4,13 +4,13 @@ UV := .venv/bin/uv
 SYNC := .venv/.synced
 
 # Groups of tests share workers; the slowest groups come first, so that no core idles at the end.
-PYTEST := .venv/bin/pytest --ignore tests/cluster --dist loadgroup --no-loadscope-reorder
+PYTEST := .venv/bin/pytest --ignore tests/cluster --ignore tests/kubernetes --dist loadgroup --no-loadscope-reorder
 
-.PHONY: help demo test test-fast test-all cluster-test bench check types lock clean
+.PHONY: help demo test test-fast test-all cluster-test kubernetes-test bench check types lock clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 14
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 $(UV):
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -25,19 +25,25 @@ $(SYNC): pyproject.toml uv.lock $(UV) $(shell find src flows tasks blocks -name 
 demo: $(SYNC) ## release the article's app on the simulated cloud
 	@.venv/bin/prefect-rollout demo
 
-test: $(SYNC) ## run the suite: all that needs no server, and what proves docs/promises.md; six minutes
+test: $(SYNC) ## run the suite that proves docs/promises.md
 	$(PYTEST) -n 3 -m "not complete and (promise or not server)"
 
 test-fast: $(SYNC) ## run the tests without a Prefect server
 	$(PYTEST) -n auto -m "not server and not complete"
 
-test-all: $(SYNC) ## run every test, with the complete matrices instead of their samples
+test-all: $(SYNC) ## run every test, and the complete matrices
 	$(PYTEST) -n 3 -m "not sample"
 
-# PostgreSQL, Redis and HAProxy from Debian packages, where they are missing.
-cluster-test: $(SYNC) ## run the suite of several machines: PostgreSQL, Redis, two API replicas, three workers
+# PostgreSQL, Redis, two API replicas behind HAProxy, three workers; docker-registry. Debian packages that are
+# missing are installed.
+cluster-test: $(SYNC) ## run the suite of several machines and of registries
 	@tests/cluster/needs.sh
-	.venv/bin/pytest tests/cluster
+	.venv/bin/pytest tests/cluster tests/test_real_registries.py tests/test_image_checks.py::test_a_release_checks_a_real_registry
+
+# Needs Go 1.26. The control plane is built once per machine, in ten minutes.
+kubernetes-test: $(SYNC) ## run the suite of Kubernetes on a real control plane
+	@.venv/bin/python tests/go_programs.py
+	.venv/bin/pytest tests/kubernetes tests/test_real_registries.py::test_hundreds_of_tags_are_listed
 
 bench: $(SYNC) ## measure, and compare with bench/RESULTS.md: most of an hour
 	.venv/bin/python bench $(BENCH)

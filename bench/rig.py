@@ -57,7 +57,9 @@ def percentile(values: list[float], part: float) -> float:
 def clean_environment(home: Path) -> dict[str, str]:
     """This process's environment, less what configures Prefect or a cloud."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "K8S_"))}
-    return {**kept, "HOME": str(home), "PREFECT_HOME": str(home / "prefect")}
+    # No registry has the images of the simulated cloud.
+    own = {"PREFECT_HOME": str(home / "prefect"), "PREFECT_ROLLOUT_CHECK_IMAGES": "off"}
+    return {**kept, "HOME": str(home), **own}
 
 
 @contextmanager

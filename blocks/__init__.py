@@ -1,6 +1,8 @@
 """Prefect blocks: release targets with their credentials, and release windows."""
 
 from prefect_rollout.blocks.container_cloud import ContainerCloud
+from prefect_rollout.blocks.image_registry import ImageRegistry, Registries, open_registry
+from prefect_rollout.blocks.kubernetes import Kubernetes
 from prefect_rollout.blocks.load import forget_blocks, sharing_blocks
 from prefect_rollout.blocks.target import (
     TargetBlock,
@@ -14,11 +16,15 @@ from prefect_rollout.blocks.windows import ReleaseWindows, load_windows
 
 __all__ = [
     "ContainerCloud",
+    "ImageRegistry",
+    "Kubernetes",
+    "Registries",
     "ReleaseWindows",
     "TargetBlock",
     "choose_target",
     "forget_blocks",
     "load_windows",
+    "open_registry",
     "open_target",
     "opened_as",
     "refuse_two_clouds",

@@ -21,7 +21,8 @@ from prefect_rollout.blocks.target import TargetBlock
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.ids import first_mistake
 from prefect_rollout.platforms.container_cloud.client import ContainerCloudClient
-from prefect_rollout.platforms.container_cloud.exchange import Exchange, PathTable, cloud_identity
+from prefect_rollout.platforms.container_cloud.exchange import Exchange, PathTable
+from prefect_rollout.platforms.http import host_of
 from prefect_rollout.release.images import registry_patterns
 from prefect_rollout.settings import cloud_environment
 from prefect_rollout.text import address, one_line, shown_address, with_scheme
@@ -243,8 +244,8 @@ class ContainerCloud(TargetBlock):
 
 
 def _place(api_url: str) -> tuple[str, str]:
-    return cloud_identity(api_url), urlsplit(api_url).path.rstrip("/")
+    return host_of(api_url), urlsplit(api_url).path.rstrip("/")
 
 
 def _is_local(api_url: str) -> bool:
-    return cloud_identity(api_url).partition(":")[0] == "localhost"
+    return host_of(api_url).partition(":")[0] == "localhost"

@@ -1,12 +1,12 @@
-"""Loading of this package's blocks from the Prefect API."""
+"""Loading of this package's blocks from the Prefect API, and sharing of what was read."""
 
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import TypeVar, cast
+from typing import Any, TypeVar
 
 import httpx
 from prefect.blocks.core import Block
@@ -18,26 +18,27 @@ from prefect_rollout.ids import first_mistake
 from prefect_rollout.text import one_line
 
 B = TypeVar("B", bound=Block)
+T = TypeVar("T")
 
 _RECENT_SECONDS = 10.0
 
 
-class _Loaded:
-    """A block that was loaded; not recent at first."""
+class _Read:
+    """A value that was read; not recent at first."""
 
     def __init__(self) -> None:
-        self.loading = asyncio.Lock()
-        self.at = -_RECENT_SECONDS
-        self.block: Block | None = None
+        self.reading = asyncio.Lock()
+        self.at = float("-inf")
+        self.value: Any = None
 
 
-_recent: ContextVar[defaultdict[tuple[type[Block], str], _Loaded] | None] = ContextVar("recent", default=None)
+_recent: ContextVar[defaultdict[Hashable, _Read] | None] = ContextVar("recent", default=None)
 
 
 @contextmanager
 def sharing_blocks() -> Iterator[None]:
-    """Share the blocks that are loaded within the context, for some seconds; an outer context includes it."""
-    token = _recent.set(defaultdict(_Loaded) if _recent.get() is None else _recent.get())
+    """Share what is read within the context for some seconds; an outer context includes it."""
+    token = _recent.set(defaultdict(_Read) if _recent.get() is None else _recent.get())
     try:
         yield
     finally:
@@ -45,21 +46,27 @@ def sharing_blocks() -> Iterator[None]:
 
 
 def forget_blocks() -> None:
-    """Load each block again, because it may have changed during a wait."""
+    """Read everything again, because it may have changed during a wait."""
     if (recent := _recent.get()) is not None:
         recent.clear()
 
 
+async def shared(key: Hashable, seconds: float, read: Callable[[], Awaitable[T]]) -> T:
+    """Return what `read` returned for `key` in the last `seconds`, or what it returns now."""
+    if (recent := _recent.get()) is None:
+        return await read()
+    known = recent[key]
+    async with known.reading:
+        if time.monotonic() - known.at >= seconds:
+            known.value = await read()
+            known.at = time.monotonic()
+        value: T = known.value
+        return value
+
+
 async def load(kind: type[B], name: str, *, field: str) -> B | None:
     """Load a saved block, or return the one that was loaded in the last seconds; see `load_now`."""
-    if (recent := _recent.get()) is None:
-        return await load_now(kind, name, field=field)
-    loaded = recent[kind, name]
-    async with loaded.loading:
-        if time.monotonic() - loaded.at >= _RECENT_SECONDS:
-            loaded.block = await load_now(kind, name, field=field)
-            loaded.at = time.monotonic()
-        return cast("B | None", loaded.block)
+    return await shared((kind, name), _RECENT_SECONDS, lambda: load_now(kind, name, field=field))
 
 
 async def load_now(kind: type[B], name: str, *, field: str) -> B | None:

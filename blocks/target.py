@@ -14,6 +14,8 @@ from pydantic import Field, SecretStr, field_validator
 from prefect_rollout.blocks.load import load
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.platforms.port import Platform
+from prefect_rollout.release.image_facts import DEFAULT_PLATFORM
+from prefect_rollout.release.image_facts import Platform as NodePlatform
 from prefect_rollout.release.images import usable_pattern
 from prefect_rollout.release.request import DEFAULT_TARGET, ENVIRONMENT
 from prefect_rollout.release.result import cloud_words
@@ -29,6 +31,9 @@ class TargetBlock(CredentialsBlock, ABC):
     variables: ClassVar[str] = "the environment variables of its credentials"
     """Environment variables that `from_environment` requires, as text for messages."""
 
+    unsaved_name: ClassVar[str] = VARIABLES
+    """Replaces the block's name in output for the block that `unsaved` returns."""
+
     windows: str = Field(
         default="default",
         pattern=r"^[a-z0-9-]*$",
@@ -41,6 +46,19 @@ class TargetBlock(CredentialsBlock, ABC):
         title="Allowed images",
         description="Registries and repositories whose images may be released, such as "
         "harbor.qihoo.net/qdgc-*; all if empty.",
+    )
+
+    image_registries: list[str] = Field(
+        default_factory=list,
+        title="Image registries",
+        description="Blocks with credentials of registries, as image-registry/name or "
+        "docker-registry-credentials/name; without one for a registry, those of docker login.",
+    )
+
+    node_platform: NodePlatform = Field(
+        default=DEFAULT_PLATFORM,
+        title="Platform of the nodes",
+        description="Operating system and architecture that images must be built for.",
     )
 
     @field_validator("*", mode="before")
@@ -60,7 +78,7 @@ class TargetBlock(CredentialsBlock, ABC):
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """Move the shared fields to the end: the block's form shows the fields in this order."""
         super().__pydantic_init_subclass__(**kwargs)
-        for name in ("windows", "allowed_images"):
+        for name in ("windows", "allowed_images", "image_registries", "node_platform"):
             cls.model_fields[name] = cls.model_fields.pop(name)
 
     @property
@@ -85,6 +103,11 @@ class TargetBlock(CredentialsBlock, ABC):
     def from_environment(cls) -> Self | None:
         """Return the block that environment variables describe; `None` if they have no credentials."""
         return None
+
+    @classmethod
+    def unsaved(cls) -> Self | None:
+        """Return the block that replaces `default` if none is saved: by default that of the environment."""
+        return cls.from_environment()
 
 
 def target_of_environment() -> TargetBlock | None:
@@ -111,9 +134,10 @@ class Chosen(NamedTuple):
 async def choose_target(target: str) -> Chosen:
     """Return the block of a target.
 
-    `type-slug/name` selects a saved block; if no `default` block is saved, the environment variables replace
-    it. `environment` selects the environment variables. An empty target selects the saved block
-    `container-cloud/default`, which the environment variables must not contradict, or else the variables.
+    `type-slug/name` selects a saved block, and `type-slug` its `default`. If no `default` block is saved, the
+    one that `unsaved` returns replaces it. `environment` selects the environment variables. An empty target
+    selects the saved block `container-cloud/default`, which the environment variables must not contradict, or
+    else the variables.
 
     Raises:
         ConfigurationError: the block does not exist, is not a target or cannot be used; or the target is
@@ -129,11 +153,12 @@ async def choose_target(target: str) -> Chosen:
             field="target",
         )
     slug, _, name = (target or DEFAULT_TARGET).partition("/")
+    name = name or "default"
     try:
         kind = Block.get_block_class_from_key(slug)
     except UnknownBlockType:
         kind = Block
-    if not issubclass(kind, TargetBlock) or not name:
+    if not issubclass(kind, TargetBlock):
         kinds = sorted(known.get_block_type_slug() for known in TargetBlock.__subclasses__())
         raise ConfigurationError(
             f"target: {one_line(target, 120)!r} is not the name of a platform's block",
@@ -144,8 +169,8 @@ async def choose_target(target: str) -> Chosen:
         if not target:
             _refuse_two_clouds(saved)
         return Chosen(saved, f"{slug}/{name}")
-    if name == "default" and (made := kind.from_environment()):
-        return Chosen(made, VARIABLES)
+    if name == "default" and (made := kind.unsaved()):
+        return Chosen(made, kind.unsaved_name)
     advice = f"Set {kind.variables}, or run `prefect-rollout configure`." if name == "default" else None
     raise ConfigurationError(
         f"target: there is no block {slug}/{one_line(name, 120)}", advice=advice, field="target"

@@ -7,13 +7,13 @@ import prefect.runtime
 from prefect import flow, get_run_logger
 
 from prefect_rollout.errors import ConfigurationError, ReleaseError, RollbackFailedError, RolloutError
-from prefect_rollout.ids import Id, by_age, same_id
+from prefect_rollout.ids import Id, same_id
 from prefect_rollout.release.parameters import takes
 from prefect_rollout.release.progress import ROLL_BACK, Progress, silence, tell
 from prefect_rollout.release.request import Action, RollbackRequest
 from prefect_rollout.release.result import ReleaseResult
 from prefect_rollout.release.workload import Baseline, Published, Revision
-from prefect_rollout.runs.allowed_images import check_images
+from prefect_rollout.runs.allowed_images import refuse_forbidden_images
 from prefect_rollout.runs.flow_runs import ROLLED_BACK
 from prefect_rollout.runs.lifecycle import first_name, run_release
 from prefect_rollout.runs.moves import Move
@@ -34,7 +34,7 @@ from prefect_rollout.tasks import (
     wait_for_rollback,
 )
 from prefect_rollout.text import one_line
-from prefect_rollout.verdict.diagnosis import Diagnosis
+from prefect_rollout.verdict.diagnosis import Category, Diagnosis
 from prefect_rollout.verdict.expected import Expected
 
 
@@ -75,7 +75,7 @@ async def _rollback(run: Run, request: RollbackRequest) -> None:
     result.notes = [note for each in chosen.values() for note in each.notes]
     if request.to_template not in {None, ""}:
         for revision in chosen.values():
-            await check_images(
+            await refuse_forbidden_images(
                 target, revision.images, {}, lambda: images_that_ran(run.workload, target=target)
             )
     ids = {str(revision.id): revision for revision in chosen.values()}
@@ -92,7 +92,8 @@ async def _rollback(run: Run, request: RollbackRequest) -> None:
     run.hold_to(plan)
     moves = run.moves(plan, baseline, chosen)
     # A revision that a newer one replaces still counts as released.
-    await run.record([("left", move.before.online, move.cluster) for move in moves if _is_back(move)])
+    back = [move for move in moves if chosen[move.cluster].is_older_than(move.before.revision)]
+    await run.record([("left", move.before.online, move.cluster) for move in back])
 
     async def publish(move: Move) -> Published:
         return await publish_deployment(
@@ -102,16 +103,12 @@ async def _rollback(run: Run, request: RollbackRequest) -> None:
             move.replicas,
             over=move.before.online,
             release_id=result.release_id,
+            unblock=request.unblock,
             target=target,
         )
 
     await run.roll_out(moves, publish, wait_for_pods, pause)
     return None
-
-
-def _is_back(move: Move) -> bool:
-    before = move.before.online
-    return before is not None and by_age(move.revision) < by_age(before)
 
 
 # ---- after a release that failed ----------------------------------------------------------------
@@ -120,8 +117,8 @@ def _is_back(move: Move) -> bool:
 async def roll_back(run: Run, moves: Sequence[Move], failure: RolloutError) -> None:
     """Return every cluster that was written to, the last one first, to what was released there before.
 
-    That is the revision that was online before, or an earlier one if that was not released. `failure` says
-    so.
+    That is the revision that was online before, or an earlier one if that was not released. A cluster in
+    which another change followed keeps it. `failure` says what was rolled back.
 
     Raises:
         RollbackFailedError: it failed in at least one cluster; the others were tried.
@@ -130,8 +127,11 @@ async def roll_back(run: Run, moves: Sequence[Move], failure: RolloutError) -> N
     if not run.result.wrote:
         return
     await run.look()
+    superseded = _superseded(failure)
+    touched = [move for move in reversed(moves) if move.cluster not in superseded and _touched(run, move)]
+    if superseded and not touched:
+        return
     tell(Progress(ROLL_BACK, "running", "to what was released before", aloud=True))
-    touched = [move for move in reversed(moves) if _touched(run, move)]
     try:
         await run.record([("left", move.revision, move.cluster) for move in touched], {ROLLED_BACK: "yes"})
     except ConfigurationError as error:  # the rollback matters more
@@ -184,6 +184,7 @@ async def _return(run: Run, move: Move, revision: Revision) -> Expected:
         cluster.replicas,
         over=move.revision,
         key=f"{run.result.release_id}:{key}:{move.cluster}",
+        unblock=run.request.unblock,
         target=run.request.target,
     )
     run.tell_published(cluster, done.applied.revision, since=accepted, rollback=True)
@@ -201,6 +202,16 @@ async def _return(run: Run, move: Move, revision: Revision) -> Expected:
     }
     back = move.model_copy(update=update).expected(done.applied, baseline)
     return back.model_copy(update={"mixed": old is None})
+
+
+def _superseded(failure: RolloutError) -> set[str]:
+    """Return the clusters in which another change followed the release."""
+    verdict = failure.verdict if isinstance(failure, ReleaseError) else None
+    return {
+        each.cluster
+        for each in (verdict.clusters if verdict else ())
+        if any(condition.category is Category.SUPERSEDED for condition in each.conditions)
+    }
 
 
 def _touched(run: Run, move: Move) -> bool:

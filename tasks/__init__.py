@@ -9,6 +9,7 @@ from prefect_rollout.tasks.choose_rollback import choose_rollback
 from prefect_rollout.tasks.find_where_live import find_where_live
 from prefect_rollout.tasks.get_template import get_template
 from prefect_rollout.tasks.images_that_ran import images_that_ran
+from prefect_rollout.tasks.look_up_images import look_up_images
 from prefect_rollout.tasks.parse_metadata import parse_metadata
 from prefect_rollout.tasks.pause import pause
 from prefect_rollout.tasks.plan_release import plan_release
@@ -28,6 +29,7 @@ __all__ = [
     "find_where_live",
     "get_template",
     "images_that_ran",
+    "look_up_images",
     "parse_metadata",
     "pause",
     "plan_release",

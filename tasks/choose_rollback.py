@@ -51,11 +51,14 @@ async def choose_rollback(
         elif to_template is None or to_template == "":
             choices = await _previous(platform, workload, online)
         else:
-            revision = await platform.revision(workload, to_template)
-            known = await _known_of(platform, workload, revision, None)
-            choices = {
-                cluster: Choice(revision, taken_anyway(revision.id, known, cluster)) for cluster in online
-            }
+            choices = {}
+            groups = platform.groups(list(online))
+            for group in groups:
+                where = group[0] if len(groups) > 1 else None
+                revision = await platform.revision(workload, to_template, where)
+                known = await _known_of(platform, workload, revision, None)
+                for cluster in group:
+                    choices[cluster] = Choice(revision, taken_anyway(revision.id, known, cluster))
     found = {cluster: chosen for cluster, choice in choices.items() if (chosen := choice.take())}
     for chosen in found.values():
         check_readable(chosen)

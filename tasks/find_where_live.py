@@ -1,13 +1,14 @@
 """Find the clusters in which a revision was released."""
 
 from collections.abc import Collection
+from contextlib import suppress
 
 from prefect.cache_policies import NO_CACHE
 
 from prefect_rollout.blocks import open_target
+from prefect_rollout.errors import TemplateNotFoundError
 from prefect_rollout.ids import same_id
-from prefect_rollout.release.revisions import Known
-from prefect_rollout.release.workload import Workload
+from prefect_rollout.release.workload import Revision, Workload
 from prefect_rollout.runs.records import known_here
 from prefect_rollout.runs.step import step
 
@@ -20,21 +21,26 @@ async def find_where_live(
     """Return the clusters in which the template was released at any time.
 
     Raises:
+        ForeignTemplateError: the template belongs to another deployment.
         ConfigurationError: the Prefect API did not answer.
     """
     published: set[str] = set()
-    known: dict[str, Known] = {}
+    wanted: dict[str, Revision] = {}
     async with open_target(target) as platform:
+        groups = platform.groups(list(clusters))
+        for group in groups:
+            where = group[0] if len(groups) > 1 else None
+            with suppress(TemplateNotFoundError):  # the next step says so
+                wanted |= dict.fromkeys(group, await platform.revision(workload, template_id, where))
         async for cluster, revision in platform.published(workload):
-            if same_id(revision, template_id):
+            if cluster in wanted and same_id(revision, wanted[cluster].id):
                 published.add(cluster)
                 if published >= set(clusters):
                     break
-        if published:
-            found = await platform.revision(workload, template_id)
-            known = (await known_here(platform, workload, [found], {}))[str(found.id)]
-    return [
-        cluster
-        for cluster in clusters
-        if cluster in published and (cluster not in known or known[cluster].was_live)
-    ]
+        known = await known_here(platform, workload, list(wanted.values()), {}) if published else {}
+
+    def was_live(cluster: str) -> bool:
+        of_revision = known[str(wanted[cluster].id)]
+        return cluster not in of_revision or of_revision[cluster].was_live
+
+    return [cluster for cluster in clusters if cluster in published and was_live(cluster)]

@@ -17,7 +17,12 @@ OPTION = "--template-id"
 
 @step("get template", "get template of {workload.name}")
 async def get_template(
-    workload: Workload, template_id: int | str | None = None, *, release_id: str | None = None, target: str
+    workload: Workload,
+    template_id: int | str | None = None,
+    *,
+    cluster: str | None = None,
+    release_id: str | None = None,
+    target: str,
 ) -> Chosen:
     """Find the template with that id, or the newest by id whose release did not fail.
 
@@ -27,6 +32,7 @@ async def get_template(
     Args:
         workload: from step 1.
         template_id: a number or text, compared as text; `None` or empty text for the newest.
+        cluster: choose among the revisions of this cluster, and by its releases.
         release_id: identifies the release; it does not start from a template that it created itself.
         target: block of the platform, as type-slug/name.
 
@@ -39,9 +45,9 @@ async def get_template(
     """
     async with open_target(target) as platform:
         if template_id is None or template_id == "":
-            choice = await _newest(platform, workload, release_id)
+            choice = await _newest(platform, workload, release_id, cluster)
         else:
-            choice = await _named(platform, workload, template_id)
+            choice = await _named(platform, workload, template_id, cluster)
     chosen = choice.take()
     if chosen is None:
         raise NoTemplateError(
@@ -50,7 +56,8 @@ async def get_template(
         )
     check_readable(chosen)
     notes = [shortened(chosen.notes)] if chosen.notes else []
-    say("get template", "; ".join([f"template {one_line(chosen.id, 80)}", *notes]))
+    where = f" in {one_line(cluster, 80)}" if cluster else ""
+    say("get template", "; ".join([f"template {one_line(chosen.id, 80)}{where}", *notes]))
     return chosen
 
 
@@ -62,17 +69,19 @@ def check_readable(chosen: Chosen) -> None:
         run_logger().warning("%s", note)
 
 
-async def _named(platform: Platform, workload: Workload, template_id: Id) -> Choice:
-    revision = await platform.revision(workload, template_id)
+async def _named(platform: Platform, workload: Workload, template_id: Id, cluster: str | None) -> Choice:
+    revision = await platform.revision(workload, template_id, cluster)
     known = await known_here(platform, workload, [revision])
-    return Choice(revision, taken_anyway(revision.id, known[str(revision.id)]))
+    return Choice(revision, taken_anyway(revision.id, known[str(revision.id)], cluster))
 
 
-async def _newest(platform: Platform, workload: Workload, release_id: str | None) -> Choice:
+async def _newest(
+    platform: Platform, workload: Workload, release_id: str | None, cluster: str | None
+) -> Choice:
     """Choose among all revisions, newest first; older ones are looked up only if needed."""
     revisions = [
         revision
-        for revision in await platform.revisions(workload)
+        for revision in await platform.revisions(workload, cluster)
         if release_id is None or revision.made_by is None or not same_id(revision.made_by, release_id)
     ]
     if not revisions:
@@ -80,7 +89,7 @@ async def _newest(platform: Platform, workload: Workload, release_id: str | None
     notes: list[str] = []
     for start in range(0, len(revisions), _AT_ONCE):
         few = revisions[start : start + _AT_ONCE]
-        choice = choose(few, await known_here(platform, workload, few), option=OPTION)
+        choice = choose(few, await known_here(platform, workload, few), option=OPTION, cluster=cluster)
         notes += choice.notes
         if choice.revision is not None:
             return choice._replace(notes=notes)

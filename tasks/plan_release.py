@@ -22,7 +22,8 @@ async def plan_release(workload: Workload, plan: ReleasePlan, *, target: str) ->
     changes = {}
     async with open_target(target) as platform:
         for each in plan.clusters:
-            after = plan.base_template_id if each.template is None else each.template
+            base = plan.base_template_id if each.base_template_id is None else each.base_template_id
+            after = base if each.template is None else each.template
             if each.changes is not None or each.template_before is None or after is None:
                 continue
             for revision in (each.template_before, after):

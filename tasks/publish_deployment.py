@@ -20,6 +20,7 @@ async def publish_deployment(
     *,
     over: int | str | None,
     release_id: str,
+    unblock: bool = False,
     target: str,
 ) -> Published:
     """Publish the change to a cluster. Return when the platform has accepted the write: step 7 watches it.
@@ -34,6 +35,7 @@ async def publish_deployment(
         replicas: desired replicas; `None` to leave them unchanged.
         over: the revision that was online when the release was planned; `None` if there was none.
         release_id: identifies the release; a repeat with the same id publishes nothing new.
+        unblock: delete pods of other revisions that keep the platform from replacing them.
         target: block of the platform, as type-slug/name.
 
     Raises:
@@ -42,7 +44,19 @@ async def publish_deployment(
     """
     say("publish deployment", f"{one_line(cluster, 80)}, {replicas_words(replicas)}")
     key = f"{release_id}:publish:{cluster}"
-    return await publish(workload, change, cluster, replicas, over=over, key=key, target=target)
+    done = await publish(workload, change, cluster, replicas, over=over, key=key, target=target)
+    if unblock:
+        await delete_blocking(workload, cluster, done.applied.revision, target)
+    return done
+
+
+async def delete_blocking(workload: Workload, cluster: str, revision: Id, target: str) -> None:
+    """Delete pods that keep the platform from replacing them by those of `revision`."""
+    async with open_target(target) as platform:
+        deleted = await guard.write(platform.unblock(workload, cluster, revision=revision))
+    if deleted:
+        listed = ", ".join(one_line(pod, 120) for pod in deleted)
+        run_logger().warning("Deleted in %s because they were not ready: %s", one_line(cluster, 80), listed)
 
 
 async def publish(

@@ -50,6 +50,7 @@ def _baseline(online: Id | None, revisions: dict[str, Revision | None], status: 
     return Baseline(
         online=online,
         revision=None if online is None else revisions[str(online)],
+        revision_object=status.revision_object if status else "",
         pods={} if pods is None and online is None else pods,
         generation=status.generation if status else None,
         desired=status.desired if status else None,

@@ -4,7 +4,7 @@ from prefect_rollout.release.progress import ROLL_BACK
 from prefect_rollout.release.replicas import replicas_words
 from prefect_rollout.release.workload import Change, Published, Workload
 from prefect_rollout.runs.step import say, step
-from prefect_rollout.tasks.publish_deployment import publish
+from prefect_rollout.tasks.publish_deployment import delete_blocking, publish
 from prefect_rollout.text import one_line
 
 
@@ -17,6 +17,7 @@ async def roll_back_deployment(
     *,
     over: int | str | None,
     key: str,
+    unblock: bool = False,
     target: str,
 ) -> Published:
     """Publish an earlier revision again; see `publish_deployment`.
@@ -28,6 +29,7 @@ async def roll_back_deployment(
         replicas: desired replicas of the cluster before the release; `None` to leave them unchanged.
         over: the revision of the release that failed.
         key: idempotency key of the write.
+        unblock: delete pods of other revisions that keep the platform from replacing them.
         target: block of the platform, as type-slug/name.
 
     Raises:
@@ -35,4 +37,7 @@ async def roll_back_deployment(
     """
     to = f"to template {one_line(change.base, 40)}, {replicas_words(replicas)}"
     say(ROLL_BACK, f"{one_line(cluster, 80)} {to}")
-    return await publish(workload, change, cluster, replicas, over=over, key=key, target=target)
+    done = await publish(workload, change, cluster, replicas, over=over, key=key, target=target)
+    if unblock:
+        await delete_blocking(workload, cluster, done.applied.revision, target)
+    return done

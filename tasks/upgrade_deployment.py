@@ -18,6 +18,7 @@ async def upgrade_deployment(
     *,
     release_id: str,
     reason: str = "",
+    requested_by: str = "",
     target: str,
 ) -> Change:
     """Prepare one change for all clusters. A second attempt uses the change of the first, if there is one.
@@ -29,6 +30,7 @@ async def upgrade_deployment(
         images: `{container: image}` of the new revision.
         release_id: identifies the release; a repeat with the same id creates nothing new.
         reason: the reason, for the revision's description.
+        requested_by: the person who requested the release, for the same.
         target: block of the platform, as type-slug/name.
 
     Raises:
@@ -47,6 +49,7 @@ async def upgrade_deployment(
                     clusters=clusters,
                     release_id=release_id,
                     note=reason,
+                    requested_by=requested_by,
                     key=f"{release_id}:upgrade",
                 )
             )

@@ -106,6 +106,9 @@ async def _watch(
                     logger.info("All new pods are ready: %s", verdict.counts)
                     return verdict
                 if verdict.ending is not Ending.WAITING:
+                    if (found := verdict.diagnosis) and found.cluster:
+                        shown = platform.commands(workload, found.cluster, found.pod, found.container)
+                        verdict.diagnosis = found.model_copy(update={"commands": tuple(shown)})
                     raise _error(verdict, error, look.at - started)
                 if not error and explained != (explained := verdict.explain()):
                     logger.info("Waiting: %s", explained)

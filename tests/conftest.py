@@ -16,7 +16,7 @@ from typing import Any
 import certifi
 
 # Prefect and the tasks read their settings when they are imported: nothing of the user's may count.
-for _name in [name for name in os.environ if name.startswith(("PREFECT_", "K8S_"))]:
+for _name in [name for name in os.environ if name.startswith(("PREFECT_", "K8S_", "REGISTRY_AUTH"))]:
     del os.environ[_name]
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ.setdefault("ROLLOUT_TESTS", str(uuid.uuid4()))
@@ -31,6 +31,10 @@ _HOME = Path(tempfile.mkdtemp(prefix="prefect-rollout-tests-"))
 os.environ |= {
     "PREFECT_HOME": str(_HOME),
     "PREFECT_ROLLOUT_RETRY_DELAY_SECONDS": "0.01",
+    # The images of most tests are in no registry.
+    "PREFECT_ROLLOUT_CHECK_IMAGES": "off",
+    "DOCKER_CONFIG": str(_HOME),
+    "XDG_RUNTIME_DIR": str(_HOME),
     "PREFECT_ROLLOUT_LONGEST_RETRY_AFTER_SECONDS": "5",
     "PREFECT_LOGGING_HANDLERS_CONSOLE_LEVEL": "CRITICAL",
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
@@ -47,11 +51,13 @@ os.environ |= {
 _authorities = ssl.create_default_context(cafile=certifi.where()).get_ca_certs(binary_form=True)
 (_HOME / "authority.pem").write_text(ssl.DER_cert_to_PEM_cert(_authorities[0]))
 
+import oci_server  # noqa: E402
 import pytest  # noqa: E402
 from prefect.context import SettingsContext, get_settings_context  # noqa: E402
 from prefect.settings import PREFECT_API_URL, Settings  # noqa: E402
 
 import servers  # noqa: E402
+import tiny_images  # noqa: E402
 from prefect_rollout.simulator import Scenario, SimulatorServer  # noqa: E402
 from support import Cloud, cells, tables  # noqa: E402
 
@@ -144,6 +150,15 @@ def make_cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             return cloud
 
         yield make
+
+
+@pytest.fixture
+def registry() -> Iterator[oci_server.Registry]:
+    """A registry of images with shop/web 1.1.0 and 1.2.0."""
+    with oci_server.serving() as found:
+        found.put("shop/web", tiny_images.OLD, "1.1.0")
+        found.put("shop/web", tiny_images.NEW, "1.2.0")
+        yield found
 
 
 @pytest.fixture

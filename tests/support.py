@@ -157,7 +157,9 @@ def web(*behaviour: dict[str, Any]) -> dict[str, Any]:
     return {"apps": [{"id": 1, "name": "shop", "deployments": [deployment]}]}
 
 
-def shop(count: int, behaviours: Mapping[int, Mapping[str, Any]] | None = None) -> dict[str, Any]:
+def shop(
+    count: int, behaviours: Mapping[int, Mapping[str, Any]] | None = None, *, image: str = ""
+) -> dict[str, Any]:
     """A scenario of apps 1 to `count`, each with a deployment `web` whose template app*10 is online in c1."""
     return {
         "apps": [
@@ -169,7 +171,7 @@ def shop(count: int, behaviours: Mapping[int, Mapping[str, Any]] | None = None) 
                         "id": app,
                         "name": "web",
                         "clusters": {"c1": 1},
-                        "templates": [{"id": app * 10, "image": f"r/app{app}:1"}],
+                        "templates": [{"id": app * 10, "image": image or f"r/app{app}:1"}],
                         "online": {"c1": app * 10},
                         "behaviour": [(behaviours or {})[app]] if app in (behaviours or {}) else [],
                     }

@@ -8,7 +8,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Failed
 
 from prefect_rollout.batch.errors import BatchFailedError
-from prefect_rollout.batch.result import BatchResult, Row, Stage, aftermath_of_batch
+from prefect_rollout.batch.result import BatchResult, Row, Stage, aftermath_of_batch, row_line
+from prefect_rollout.batch.result import render as render_batch
 from prefect_rollout.errors import (
     AuthenticationError,
     ConfigurationError,
@@ -32,7 +33,7 @@ from prefect_rollout.errors import (
     WorkloadError,
 )
 from prefect_rollout.mcp.follow import _next
-from prefect_rollout.mcp.types import Release, result_fields
+from prefect_rollout.mcp.types import Release, result_fields, rows_of
 from prefect_rollout.release.aftermath import aftermath_of_release
 from prefect_rollout.release.report import render
 from prefect_rollout.release.request import Action
@@ -130,6 +131,23 @@ def batch(*rows: Row, **changes: Any) -> BatchResult:
 
 def row(name: str, stage: Stage, **changes: Any) -> Row:
     return Row(name=name, app_id=1, deployment="web", wave=1, stage=stage, **changes)
+
+
+@pytest.mark.parametrize(
+    ("back", "words"),
+    [
+        ([True, True, None], "failed, rolled back"),
+        ([True, False], "failed, rollback failed"),
+        ([None], "failed"),
+    ],
+)
+def test_a_batch_says_what_was_rolled_back(back: list[bool | None], words: str) -> None:
+    failed = row("a", Stage.FAILED, detail="no image")
+    failed.note(result(*(cluster(rolled_back=each) for each in back)))
+    assert row_line(failed) == f"a {words}: no image"
+    assert f"❌ {words} |" in render_batch(batch(failed))
+    (listed,) = rows_of([failed.model_dump(mode="json")])["releases"]
+    assert listed.state == words
 
 
 def test_a_batch_that_is_stopped_says_with_what_the_cloud_continues() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
+from oci_server import Registry
 from prefect import flow, get_client
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
@@ -36,7 +37,8 @@ from prefect_rollout.release.result import Outcome, ReleaseResult
 from prefect_rollout.runs import approval, heartbeat
 from prefect_rollout.runs.approval import Decision, question
 from prefect_rollout.runs.heartbeat import HEARTBEAT
-from support import Cloud, lives, resume, served
+from support import Cloud, lives, resume, served, shop
+from tiny_images import image
 
 HOME: dict[str, Any] = {
     "app_id": 3290,
@@ -322,6 +324,19 @@ async def test_what_changed_while_somebody_thought_it_over_is_not_what_was_appro
         with pytest.raises(PlanChangedError, match=r"and [0-9a-f]{16} was expected"):
             await attempt(run_id)
     assert cloud.writes == ["template 1343170", "publish 1343170 to pub-bjwdt"]
+
+
+@pytest.mark.usefixtures("prefect_api")
+async def test_a_tag_that_moved_while_somebody_thought_it_over_is_not_released(
+    make_cloud: Any, registry: Registry
+) -> None:
+    cloud: Cloud = make_cloud(**shop(1, image=f"{registry.host}/shop/web:1.2.0"))
+    run_id = await suspended(app_id=1, deployment="web", check_images="auto")
+    moved = registry.put("shop/web", image(text="moved"), "1.2.0")
+    await answer(run_id, "approve", "lisi")
+    with pytest.raises(PlanChangedError, match=f"web is {moved[:19]}"):
+        await begun(run_id)
+    assert cloud.record == []
 
 
 @pytest.mark.usefixtures("prefect_api")

@@ -260,9 +260,11 @@ async def test_what_was_rolled_back_is_released_anew_by_a_retry(make_cloud: Any)
     plan["releases"][1]["on_failure"] = "rollback"
     first = await failing(plan)
     assert stages(first) == {1: Stage.RELEASED, 2: Stage.FAILED}
+    assert [row.rolled_back for row in first.releases] == [None, True]
     mend(cloud, 2)
     second = await retried(UUID(first.batch_id))
     assert second.outcome is Outcome.RELEASED
+    assert [row.rolled_back for row in second.releases] == [None, None]
     assert written(cloud) == {1: ONCE, 2: [*ONCE, "publish", *ONCE]}
 
 

@@ -14,10 +14,12 @@ from typing import Any
 
 import httpx
 import pytest
+from oci_server import Registry
 
 import forked
 from servers import FROM_TEMPLATE, new_prefect_home
-from support import BIN, Cloud, lives
+from support import BIN, Cloud, lives, shop
+from tiny_images import NEW
 
 COMMAND = BIN / "prefect-rollout"
 Ended = subprocess.CompletedProcess[str]
@@ -89,6 +91,25 @@ def test_help_shows_the_options_in_groups_and_the_most_used_first(
         panels = panels[panels.index(text) :]
     assert "--late-minutes" not in ended.stdout
     assert max(map(len, ended.stdout.splitlines())) == 80
+
+
+def test_a_missing_image_is_refused_with_similar_tags(
+    make_cloud: Any, registry: Registry, prefect_server: str, tmp_path: Path
+) -> None:
+    cloud: Cloud = make_cloud(**shop(1, image=f"{registry.host}/shop/web:1.1.0"))
+    options = ["--app-id", "1", "--deployment", "web", "--check-images", "auto"]
+    image = f"web={registry.host}/shop/web:1.22.0"
+    ended = deploy(cloud, prefect_server, tmp_path, *options, "--image", image)
+    assert ended.returncode == 1, ended.stderr
+    assert "has no tag '1.22.0'" in ended.stderr
+    assert "Similar tags: 1.2.0" in ended.stderr
+    wrong = deploy(cloud, prefect_server, tmp_path, *options, "--newest.range", "latest")
+    assert wrong.returncode == 2
+    assert "--newest.range: Value error, it is no range of versions" in " ".join(wrong.stderr.split())
+    shown = deploy(cloud, prefect_server, tmp_path, *options, "--newest.by", "semver", "--dry-run")
+    assert shown.returncode == 0, shown.stderr
+    assert f"in the registry: web is {NEW.digest[:19]}, built 2026-11-25" in shown.stderr
+    assert cloud.record == []
 
 
 @pytest.mark.promise("A failure says why")

@@ -32,7 +32,14 @@ CALLS: dict[str, Callable[[ContainerCloudClient], Awaitable[Any]]] = {
     "online": lambda client: client.online(API),
     "history": lambda client: listed(client.published(API)),
     "upgrade": lambda client: client.prepare(
-        API, Revision(id=NEWEST), {}, clusters=[HERE, THERE], release_id="r", note="", key="upgrade"
+        API,
+        Revision(id=NEWEST),
+        {},
+        clusters=[HERE, THERE],
+        release_id="r",
+        note="",
+        requested_by="ada",
+        key="upgrade",
     ),
     "publish": lambda client: client.apply(
         API, THERE, Change(base=NEWEST, images={}, revision=NEWEST), replicas=3, over=None, key="publish"

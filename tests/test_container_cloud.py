@@ -366,6 +366,7 @@ async def test_writes_carry_the_contracts_bodies_and_keys() -> None:
             clusters=["a"],
             release_id="x",
             note="发布",
+            requested_by="ada",
             key="x:upgrade",
         )
         assert await cloud.apply(HOME, "pub/a", created, replicas=2, over=8, key="x:publish:集群") == Applied(
@@ -393,7 +394,14 @@ async def test_an_upgrade_that_does_not_create_one_template_is_an_error(created:
     async with answering(data({"templateIds": created})) as cloud:
         with pytest.raises(UpgradeError) as caught:
             await cloud.prepare(
-                HOME, Revision(id=8), {}, clusters=["a"], release_id="x", note="", key="x:upgrade"
+                HOME,
+                Revision(id=8),
+                {},
+                clusters=["a"],
+                release_id="x",
+                note="",
+                requested_by="ada",
+                key="x:upgrade",
             )
     assert caught.value.data["template_ids"] == (created or [])
 

@@ -13,7 +13,12 @@ import pytest
 import yaml
 from prefect import flow, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
-from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterFlowRunId
+from prefect.client.schemas.filters import (
+    ArtifactFilter,
+    ArtifactFilterFlowRunId,
+    LogFilter,
+    LogFilterFlowRunId,
+)
 from prefect.client.schemas.objects import StateType
 from prefect.deployments import arun_deployment
 from prefect.exceptions import ObjectNotFound
@@ -162,7 +167,8 @@ async def test_a_worker_of_our_own_type_runs_nothing_but_releases_and_leaves_the
         state = (await client.read_flow_run(run.id)).state
         assert state is not None
         # Not for lack of heartbeats, which would take a minute and a half.
-        assert state.is_crashed(), state
+        logs = await client.read_logs(LogFilter(flow_run_id=LogFilterFlowRunId(any_=[run.id])))
+        assert state.is_crashed(), (state, [log.message for log in logs])
         assert "No sign of life" not in str(state.message)
         assert first.wait(180) is not None
         artifacts = await client.read_artifacts(

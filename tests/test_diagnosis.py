@@ -8,8 +8,9 @@ from prefect_rollout.verdict.status import ContainerStatus, Observation, Pod, St
 
 STABLE = """
     InvalidImageName ImagePullError CrashLoopBackOff OOMKilled ContainerConfigError Unschedulable
-    QuotaExceeded ContainerNotReady PodPending UnknownState NoPods OldPodsLeft NotObserved NoStatus
-    Unconfirmed ReplicasDiffer BaselineUnknown InvalidInput Configuration NotFound Workload Template
+    QuotaExceeded ContainerNotReady Settling PodPending UnknownState NoPods OldPodsLeft NotObserved NoStatus
+    Unconfirmed ReplicasDiffer BaselineUnknown PodCreationFailed ProgressDeadlineExceeded Superseded
+    InvalidInput Configuration NotFound Workload Template
     Unauthenticated AccessDenied Rejected Conflict Overloaded ServerFault Unreachable UnusableAnswer
     Cancelled Locked Batch WindowClosed Internal
 """

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-import prefect_rollout.batch.errors  # noqa: F401 - a part of the tree
+import prefect_rollout.batch.errors
+import prefect_rollout.release.image_errors  # noqa: F401 - parts of the tree
 from prefect_rollout import errors
 from prefect_rollout.errors import (
     ContainerNotFoundError,

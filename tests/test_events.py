@@ -201,7 +201,7 @@ async def test_a_cancelled_release_tells_what_is_live(cloud: Cloud) -> None:
 
 @pytest.mark.parametrize("interrupted", [False, True])
 async def test_a_process_that_was_taken_over_tells_no_end(make_cloud: Any, interrupted: bool) -> None:
-    cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 3}])
+    cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 25}])
     zombie = asyncio.create_task(deploy_latest_image(**{**FAST, "deployment": "qapm-api"}))
     run = await running(cloud, "qapm-api", "publish")
     await set_state(run.id, Crashed())
@@ -209,6 +209,7 @@ async def test_a_process_that_was_taken_over_tells_no_end(make_cloud: Any, inter
     await set_state(run.id, Running())  # as its successor's process does
     if interrupted:
         guard.cancel_all("cancelled by Ctrl-C")
+    cloud.faults()
     with pytest.raises(Abort):
         await asyncio.wait_for(zombie, 30)
     # Whatever it had to say has arrived before this.

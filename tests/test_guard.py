@@ -42,7 +42,7 @@ from prefect_rollout.errors import (
     RolloutError,
 )
 from prefect_rollout.flows import deploy_latest_image
-from prefect_rollout.platforms.container_cloud.exchange import cloud_identity
+from prefect_rollout.platforms.http import host_of
 from prefect_rollout.release.progress import Progress, listening
 from prefect_rollout.release.result import Outcome
 from prefect_rollout.runs import guard, heartbeat, lock, zombies
@@ -156,7 +156,7 @@ async def test_a_second_release_waits_for_the_first_and_then_runs(make_cloud: An
 
 
 async def test_a_crashed_holder_frees_the_lock_at_once_and_cannot_write_any_more(make_cloud: Any) -> None:
-    cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 3}])
+    cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 25}])
     api: dict[str, Any] = {
         "app_id": 3290,
         "deployment": "qapm-api",
@@ -169,6 +169,7 @@ async def test_a_crashed_holder_frees_the_lock_at_once_and_cannot_write_any_more
     await set_state((await run_of("qapm-api", "app:3290")).id, Crashed())
     heir = await deploy_latest_image(**api, lock_wait_seconds=20)
     assert heir.outcome is Outcome.RELEASED
+    cloud.faults()
     failure = await end(zombie)
     assert isinstance(failure, LockLostError | ConflictError | Abort)
     published = [(e["template"], e["cluster"]) for e in cloud.record if e["kind"] == "publish"]
@@ -176,7 +177,7 @@ async def test_a_crashed_holder_frees_the_lock_at_once_and_cannot_write_any_more
 
 
 async def test_a_release_that_was_given_up_and_lives_goes_on(make_cloud: Any) -> None:
-    cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 2}])
+    cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 25}])
     api: dict[str, Any] = {**FAST, "deployment": "qapm-api"}
     release = asyncio.create_task(deploy_latest_image(**api))
     await until(cloud, "publish")
@@ -184,6 +185,7 @@ async def test_a_release_that_was_given_up_and_lives_goes_on(make_cloud: Any) ->
     (action,) = zombies.automation(within_seconds=90).actions
     assert isinstance(action, ChangeFlowRunState)
     await set_state(run.id, Crashed(message=action.message))  # its heartbeats were seen too late
+    cloud.faults()
     result = await asyncio.wait_for(release, 60)
     assert result.outcome is Outcome.RELEASED
     async with get_client() as client:
@@ -199,7 +201,7 @@ async def test_a_release_that_was_given_up_and_lives_goes_on(make_cloud: Any) ->
 
 @pytest.mark.promise("One release at a time")
 async def test_a_lost_lease_stops_the_release_before_its_next_write(make_cloud: Any) -> None:
-    cloud = make_cloud(faults=[{"call": "templates", "nth": 1, "kind": "delay", "seconds": 1}])
+    cloud = make_cloud(faults=[{"call": "templates", "nth": 1, "kind": "delay", "seconds": 25}])
     release = asyncio.create_task(
         deploy_latest_image(app_id=3290, deployment="qapm-home", poll_seconds=0.1, poll_attempts=50)
     )
@@ -208,6 +210,7 @@ async def test_a_lost_lease_stops_the_release_before_its_next_write(make_cloud: 
     async with get_client() as client:
         labels = (await client.read_flow_run(run.id)).labels
         await client.release_concurrency_slots_with_lease(UUID(str(labels["rollout.lease"])))
+    cloud.faults()
     failure = await end(release)
     assert isinstance(failure, LockLostError)
     assert "lost its lock" in str(failure)
@@ -216,7 +219,7 @@ async def test_a_lost_lease_stops_the_release_before_its_next_write(make_cloud: 
 
 @pytest.mark.promise("One release at a time")
 async def test_a_zombie_leaves_its_successors_run_alone(make_cloud: Any) -> None:
-    cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 4}])
+    cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 25}])
     api: dict[str, Any] = {**FAST, "deployment": "qapm-api", "on_failure": "rollback"}
     zombie = asyncio.create_task(deploy_latest_image(**api))
     await until(cloud, "publish")
@@ -224,6 +227,7 @@ async def test_a_zombie_leaves_its_successors_run_alone(make_cloud: Any) -> None
     await set_state(run.id, Crashed())
     heir = await again(str(run.id), api)
     assert heir.outcome is Outcome.RELEASED
+    cloud.faults()
     assert isinstance(await end(zombie), Abort)
     assert cloud.writes == [
         "template 1343170",
@@ -239,7 +243,7 @@ async def test_a_zombie_leaves_its_successors_run_alone(make_cloud: Any) -> None
 
 async def test_a_limit_that_does_not_admit_one_at_a_time_is_named(cloud: Cloud) -> None:
     home: dict[str, Any] = {**FAST, "deployment": "qapm-home"}
-    name = lock_name(cloud_identity(cloud.url), 3290, "qapm-home", "pub-bjwdt")
+    name = lock_name(host_of(cloud.url), 3290, "qapm-home", "pub-bjwdt")
     right = {"limit": 1, "active": True, "active_slots": 0}
     async with get_client() as client:
         await client.create_global_concurrency_limit(GlobalConcurrencyLimitCreate(name=name, limit=1))
@@ -318,11 +322,12 @@ async def test_a_cancelled_release_stops_and_says_what_is_live(cloud: Cloud, sta
 
 @pytest.mark.promise("A cancel stops before the next write")
 async def test_a_release_cancelled_before_a_write_writes_nothing(make_cloud: Any) -> None:
-    cloud = make_cloud(faults=[{"call": "templates", "nth": 1, "kind": "delay", "seconds": 2}])
+    cloud = make_cloud(faults=[{"call": "templates", "nth": 1, "kind": "delay", "seconds": 25}])
     release = asyncio.create_task(deploy_latest_image(**SLOW))
     await until(cloud, "templates")
     run = await run_of("never-ready", "app:3290")
     await set_state(run.id, Cancelling())
+    cloud.faults()
     assert isinstance(await end(release), ReleaseCancelledError)
     assert cloud.record == []
     async with get_client() as client:
@@ -334,10 +339,11 @@ async def test_a_release_cancelled_before_a_write_writes_nothing(make_cloud: Any
 
 @pytest.mark.promise("A cancel stops before the next write")
 async def test_a_write_that_is_on_its_way_is_heard_out_before_the_end(make_cloud: Any) -> None:
-    cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 2}])
+    cloud = make_cloud(faults=[{"call": "publish", "nth": 1, "kind": "delay", "seconds": 25}])
     release = asyncio.create_task(deploy_latest_image(**SLOW))
     await until(cloud, "publish")  # it is being answered
     assert guard.cancel_all("Ctrl-C")
+    cloud.faults()
     failure = await end(release)
     assert isinstance(failure, ReleaseCancelledError)
     assert failure.result is not None

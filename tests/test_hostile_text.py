@@ -139,8 +139,8 @@ async def assert_tame(run_id: UUID, links: list[str], steps: int = 2) -> str:
     assert page.headings[0].startswith(("✅", "❌", "📋"))
     ours = {
         "Clusters",
-        "Choice of the template",
-        "Skipped templates",
+        "Choice of template and images",
+        "Notes",
         "Images",
         "Pods at the last look",
         "Time",

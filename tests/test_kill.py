@@ -26,7 +26,7 @@ from prefect.states import Crashed, Pending, Running, Scheduled
 from prefect.types.entrypoint import EntrypointType
 
 from prefect_rollout.flows import FLOWS, deploy_latest_image
-from prefect_rollout.platforms.container_cloud.exchange import cloud_identity
+from prefect_rollout.platforms.http import host_of
 from prefect_rollout.release.progress import Progress, listening
 from prefect_rollout.release.result import ReleaseResult
 from prefect_rollout.runs import flow_runs, heartbeat, zombies
@@ -179,7 +179,7 @@ async def killed_and_retried(
     assert again[: len(expected)] == expected
     assert set(again[len(expected) :]) == {"status"}
     for cluster in CLUSTERS:
-        name = lock_name(cloud_identity(cloud.url), 3290, "qapm-api", cluster)
+        name = lock_name(host_of(cloud.url), 3290, "qapm-api", cluster)
         lock = await client.read_global_concurrency_limit_by_name(name)
         assert lock.active_slots == 0
 

@@ -15,6 +15,7 @@ from uuid import UUID, uuid4
 import pytest
 from mcp import Client
 from mcp_types import ElicitResult
+from oci_server import Registry, serving
 from prefect import flow, get_client
 from prefect.client.schemas.actions import DeploymentUpdate
 from prefect.client.schemas.objects import StateType
@@ -30,7 +31,8 @@ from prefect_rollout.mcp.session import Session
 from prefect_rollout.mcp.untrusted import quoted, unquoted
 from prefect_rollout.runs import zombies
 from prefect_rollout.verdict.status import Pod
-from support import Cloud
+from support import Cloud, shop
+from tiny_images import NEW, image
 
 pytestmark = pytest.mark.usefixtures("prefect_api")
 
@@ -315,6 +317,40 @@ async def test_a_batch_a_restart_and_a_scaling(cloud: Cloud, assistant: Any) -> 
         assert "1 → 2" in user.asked[-1]
 
 
+async def test_an_assistant_releases_the_newest_tag_by_digest(
+    make_cloud: Any, registry: Registry, assistant: Any
+) -> None:
+    cloud: Cloud = make_cloud(**shop(1, image=f"{registry.host}/shop/web:1.1.0"))
+    wanted: dict[str, Any] = {"app_id": 1, "deployment": "web", "newest": {"range": "^1"}, "pin_digest": True}
+    with serving() as foreign:
+        async with assistant() as user:
+            planned = await user.call(
+                "plan_release", **wanted | {"newest": '{"range": "^1"}'}, wait_seconds=50
+            )
+            lines = "\n".join(planned["plan"]["lines"])
+            assert "Tag of web: 1.2.0 is the highest version in ^1, of 2 such tags; next: 1.1.0." in lines
+            assert f"in the registry: web is {NEW.digest[:19]}, built 2026-11-25, " in lines
+            confirm = planned["plan"]["plan_hash"]
+            images = {"web": f"{foreign.host}/shop/web"}
+            refused = await user.call("plan_release", **wanted, images=images, wait_seconds=50)
+            assert "is not allowed" in refused["verdict"]
+            assert not foreign.asked
+            assert cloud.record == []
+            released = await user.call(
+                "deploy_latest_image", **FAST, **wanted, confirm=confirm, wait_seconds=50
+            )
+            assert released["outcome"] == "released"
+            release = await user.ended(released["flow_run_id"])
+            assert f"{registry.host}/shop/web:1.2.0@{NEW.digest}" in str(release["images"])
+            moved = registry.put("shop/web", image(text="moved"), "1.2.0")
+            again = await user.planned(**wanted)
+            registry.put("shop/web", NEW, "1.2.0")
+            late = await user.call("deploy_latest_image", **wanted, confirm=again, wait_seconds=50)
+            assert late["outcome"] == "failed"
+            assert moved[:19] not in late["verdict"]
+            assert f"{again} was expected" in late["verdict"]
+
+
 # ---- consent -----------------------------------------------------------------------------------------
 
 
@@ -482,11 +518,12 @@ def test_only_a_star_means_more_than_itself(pattern: str, allowed: bool) -> None
 
 
 async def test_a_dry_run_that_is_under_way_is_found_again(make_cloud: Any, assistant: Any) -> None:
-    cloud = make_cloud(faults=[{"call": "templates", "kind": "delay", "seconds": 2}])
+    cloud = make_cloud(faults=[{"call": "templates", "kind": "delay", "seconds": 25}])
     async with assistant() as user:
         arguments = {**HOME_NAMES, "wait_seconds": 0}
         first = await user.call("plan_release", **arguments)
         again = await user.call("plan_release", **arguments)
+        cloud.faults()
         assert again["flow_run_id"] == first["flow_run_id"]
         assert (await user.ended(first["flow_run_id"]))["outcome"] == "planned"
         third = await user.call("plan_release", **HOME_NAMES)
@@ -578,7 +615,7 @@ async def test_arguments_that_cannot_be_used(cloud: Cloud, assistant: Any) -> No
             refusal = await user.refused("deploy_latest_image", **{**HOME_NAMES, **arguments})
             assert said in refusal, refusal
             assert len(refusal) < 2000
-        assert "replicas: " in await user.refused("scale", **HOME_NAMES, replicas=99)
+        assert "replicas: " in await user.refused("scale", **HOME_NAMES, replicas=10_001)
         assert "the action restart has no such argument" in await user.refused(
             "plan_release", action="restart", **HOME_NAMES, replicas=2
         )

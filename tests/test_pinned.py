@@ -14,6 +14,7 @@ from typing import Any
 from prefect.blocks.core import Block
 from pydantic import BaseModel
 
+import prefect_rollout.release.image_errors  # noqa: F401 - a part of the tree
 from prefect_rollout import blocks, errors
 from prefect_rollout.batch.plan import Plan
 from prefect_rollout.batch.result import BatchResult

@@ -17,7 +17,7 @@ from prefect_rollout.batch import plan as plan_module
 from prefect_rollout.batch.errors import PlanError
 from prefect_rollout.batch.plan import BatchRequest, Options, Plan, Release, load_plan
 from prefect_rollout.batch.yaml_lines import read_yaml
-from prefect_rollout.release.request import ReleaseRequest
+from prefect_rollout.release.request import NewestPolicy, ReleaseRequest
 from prefect_rollout.verdict.diagnosis import Category
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -97,7 +97,8 @@ def test_a_release_goes_before_the_defaults_and_they_before_those_of_a_single_re
 def test_every_option_of_a_release_can_stand_in_a_plan() -> None:
     # The rest is asked of the batch as a whole.
     batch = {field for field in BatchRequest.model_fields if field in ReleaseRequest.model_fields}
-    asked = set(ReleaseRequest.model_fields) - batch
+    # A person consents to the deletion of pods for one release at a time.
+    asked = set(ReleaseRequest.model_fields) - batch - {"unblock"}
     assert set(Release.model_fields) == {*asked, "name", "wave", "after"}
     assert set(Options.model_fields) == asked - {"app_id", "deployment", "template_id", "images", "target"}
 
@@ -546,3 +547,32 @@ def test_an_editor_finds_a_sentence_for_every_field() -> None:
     assert len(described) > 30
     for name, field in described:
         assert str(field.get("description", "")).endswith("."), name
+
+
+def test_a_release_has_the_policy_of_the_defaults_or_its_own() -> None:
+    own = {"by": "numerical", "pattern": "^([0-9]+)$"}
+    made = plan(
+        release("a"),
+        release("b", newest=own, pin_digest=False, check_images="require"),
+        defaults={"newest": {"range": "^1"}, "pin_digest": True, "check_images": "warn"},
+    )
+    first, second = (made.request(each) for each in made.releases)
+    assert first.newest == NewestPolicy(range="^1")
+    assert (first.pin_digest, first.check_images) == (True, "warn")
+    assert second.newest == NewestPolicy.of(**own)
+    assert (second.pin_digest, second.check_images) == (False, "require")
+
+
+@pytest.mark.parametrize(
+    ("policy", "where", "problem"),
+    [
+        ("{rnage: ^1}", "defaults.newest.rnage", "did you mean range?"),
+        ("{range: latest}", "defaults.newest.range", "no range of versions"),
+        ("{by: age}", "defaults.newest.by", "'semver', 'numerical' or 'alphabetical'"),
+    ],
+)
+def test_a_policy_in_a_plan_file_is_checked(tmp_path: Path, policy: str, where: str, problem: str) -> None:
+    text = f"releases: [{{app_id: 1, deployment: a}}]\ndefaults:\n  newest: {policy}\n"
+    ((line, field, why),) = mistakes(text, tmp_path)
+    assert (line, field) == (3, where)
+    assert problem in why

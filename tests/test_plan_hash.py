@@ -56,6 +56,29 @@ def test_what_decides_the_writes_stands_in_the_lines_and_in_the_hash(
     assert planned(**asked).plan_hash == other.plan_hash
 
 
+def test_clusters_that_start_from_revisions_of_their_own_show_them() -> None:
+    other = Revision(id=20, images={"web": "r/w:1"}, digest="e")
+    before = [Baseline(online=each.id, revision=each) for each in (REVISION, other)]
+    plan = release_plan(
+        Action.DEPLOY,
+        [
+            Target(name, each, revision, {"web": "r/w:2"}, Replicas(None))
+            for name, each, revision in zip(("c1", "c2"), before, (REVISION, other), strict=True)
+        ],
+        platform="cloud",
+        cloud="",
+        target="",
+        workload=Workload(app_id=1, app="shop", id=2, name="web"),
+        placement=Placement(replicas={"c1": None, "c2": None}),
+        creates=True,
+        procedure=Procedure(),
+    )
+    assert [each.base_template_id for each in plan.clusters] == [None, 20]
+    lines = "\n".join(plan_lines(plan))
+    assert "c1: template 10 → new, from 10" in lines
+    assert "c2: template 20 → new, from 20" in lines
+
+
 def test_the_plainest_release_says_how_it_proceeds() -> None:
     assert "  all clusters at once; on failure: stop; no approval" in plan_lines(planned())
 

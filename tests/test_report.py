@@ -169,3 +169,20 @@ def test_no_two_deployments_share_a_key() -> None:
     assert artifact_key(result(deployment=hashed)) != f"release-3290-{hashed}"
     for key in keys:
         assert re.fullmatch(r"changes-[a-z0-9-]{1,247}", key)
+
+
+def test_the_objects_of_the_platform_and_commands_to_copy_are_shown() -> None:
+    cluster = ClusterResult(
+        cluster="bj",
+        replicas=None,
+        template="k3vq7a2mzt",
+        object="ReplicaSet web-5d8f",
+        template_before="aaaa",
+        object_before="ReplicaSet web-77c",
+        commands=["kubectl -n shop describe deployment/web", "kubectl -n `shop`"],
+    )
+    page = html(render(result(clusters=[cluster])))
+    assert "<td>aaaa, ReplicaSet web-77c</td>" in page
+    assert "<td>k3vq7a2mzt, ReplicaSet web-5d8f</td>" in page
+    assert "<code>kubectl -n shop describe deployment/web</code>" in page
+    assert "<code>kubectl -n shop</code>" in page

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 import httpx
 import pytest
+from oci_server import Registry
 from prefect import get_client
 from prefect.exceptions import PrefectException
 
@@ -61,12 +62,15 @@ def shown(found: Counter[str], releases: int) -> str:
 
 
 async def test_a_release_needs_few_requests(
-    make_cloud: Any, prefect_api: str, monkeypatch: pytest.MonkeyPatch
+    make_cloud: Any, registry: Registry, prefect_api: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_cloud(**shop(1))
+    images = {"web": f"{registry.host}/shop/web:1.2.0"}
     for limit in (28, 22):  # the first one of a process and of a deployment creates what is missing
         with counted(monkeypatch, prefect_api) as found:
-            result = await deploy_latest_image(1, "web", images={"web": "r/app1:2"}, poll_seconds=0.2)
+            result = await deploy_latest_image(
+                1, "web", images=images, check_images="require", poll_seconds=0.2
+            )
         assert result.outcome is Outcome.RELEASED
         assert per_release(found, 1) <= limit, shown(found, 1)
 

@@ -30,8 +30,8 @@ from prefect_rollout.flows import deploy_batch, deploy_latest_image, restart, ro
 from prefect_rollout.mcp import deployments, types
 from prefect_rollout.mcp.connection import Api
 from prefect_rollout.mcp.policy import Policy
-from prefect_rollout.platforms.container_cloud.exchange import cloud_identity
 from prefect_rollout.platforms.container_cloud.payloads import Template
+from prefect_rollout.platforms.http import host_of
 from prefect_rollout.release.plan_words import plan_lines, summary
 from prefect_rollout.release.report import render
 from prefect_rollout.release.request import ReleaseRequest
@@ -313,7 +313,7 @@ async def record(
 ) -> None:
     """Gives the run its record, once the cloud's address is known."""
     made = past("", "", 0, seen, " ".join(clusters)).record
-    made.platform = cloud_identity(cloud.url)
+    made.platform = host_of(cloud.url)
     async with get_client() as client:
         await client.update_flow_run_labels(run_id, {RECORD: made.model_dump_json()})
 

@@ -313,7 +313,7 @@ async def test_a_lost_answer_to_a_restart_or_scaling_is_not_asked_twice(make_clo
 async def test_replicas_that_the_cloud_refuses_are_refused_here(cloud: Cloud) -> None:
     with pytest.raises(InputError, match="replicas"):
         await scale(deployment="qapm-home", replicas=33, **FAST)
-    assert cloud.requests == []
+    assert cloud.record == []
 
 
 async def test_what_was_never_released_can_be_neither_restarted_nor_scaled(make_cloud: Any) -> None:

@@ -26,7 +26,7 @@ from prefect_rollout.mcp.policy import Policy
 from prefect_rollout.mcp.server import Server
 from prefect_rollout.mcp.session import Session
 from prefect_rollout.mcp.untrusted import unlisted
-from prefect_rollout.platforms.container_cloud.exchange import cloud_identity
+from prefect_rollout.platforms.http import host_of
 from prefect_rollout.release import pod_diff
 from prefect_rollout.release.images import UNLISTED
 from prefect_rollout.runs.lock import lock_name
@@ -146,12 +146,12 @@ def test_names_are_cut_from_what_was_told_to_others(text: str, shown: str) -> No
     ],
 )
 def test_a_cloud_has_one_lock_however_its_address_is_written(addresses: tuple[str, ...]) -> None:
-    assert len({lock_name(cloud_identity(address), 1, "web", "c1") for address in addresses}) == 1
+    assert len({lock_name(host_of(address), 1, "web", "c1") for address in addresses}) == 1
 
 
 def test_two_clouds_have_two_locks() -> None:
     addresses = ("http://localhost:8360", "http://localhost:8361", "https://localhost", "https://10.0.0.1")
-    assert len(set(map(cloud_identity, addresses))) == len(addresses)
+    assert len(set(map(host_of, addresses))) == len(addresses)
 
 
 # ---- values of templates ------------------------------------------------------------------------

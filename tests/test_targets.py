@@ -16,7 +16,7 @@ from prefect.states import AwaitingRetry
 from pydantic import SecretStr
 
 from prefect_rollout.batch.errors import PlanError
-from prefect_rollout.blocks import ContainerCloud, choose_target
+from prefect_rollout.blocks import ContainerCloud, TargetBlock, choose_target
 from prefect_rollout.errors import ConfigurationError, InputError, RejectedError
 from prefect_rollout.flows import deploy_batch, deploy_latest_image
 from prefect_rollout.mcp import deployments, flow_runs, policy, types
@@ -26,7 +26,7 @@ from prefect_rollout.mcp.untrusted import unquoted
 from prefect_rollout.release.plan import ReleasePlan
 from prefect_rollout.release.plan_words import plan_lines
 from prefect_rollout.release.report import render, render_plan
-from prefect_rollout.release.request import DEFAULT_TARGET, Action, ReleaseRequest
+from prefect_rollout.release.request import DEFAULT_TARGET, PLATFORMS, Action, ReleaseRequest
 from prefect_rollout.release.result import Outcome, ReleaseResult
 from prefect_rollout.simulator import Scenario, SimulatorServer
 from support import BIN, Cloud
@@ -75,6 +75,15 @@ def test_a_target_is_a_block_or_the_environment_or_left_out(target: str) -> None
     assert ReleaseRequest.of(**HOME, target=target).target == target
     with pytest.raises(InputError, match="environment for the environment variables"):
         ReleaseRequest.of(**HOME, target="environments")
+
+
+@pytest.mark.parametrize("kind", PLATFORMS)
+def test_a_platform_alone_is_its_default_block(kind: str) -> None:
+    assert ReleaseRequest.of(**HOME, target=kind).target == f"{kind}/default"
+
+
+def test_every_platform_is_known_by_its_type() -> None:
+    assert {kind.get_block_type_slug() for kind in TargetBlock.__subclasses__()} == set(PLATFORMS)
 
 
 def test_what_is_allowed_is_judged_by_the_target_that_an_empty_one_means() -> None:

@@ -11,6 +11,7 @@ from markdown_it import MarkdownIt
 from prefect_rollout.text import (
     address,
     cell,
+    id_in,
     json_line,
     link,
     markdown,
@@ -154,3 +155,10 @@ def test_no_text_shows_the_user_and_password_of_an_address() -> None:
     assert "pass" not in markdown(quoted) + cell(quoted)
     image = "see https://host/a@sha256:1 and r/web@sha256:2"
     assert one_line(image) == image
+
+
+@pytest.mark.parametrize(
+    "around", ["{}", " {}\n", "http://prefect/runs/flow-run/{}/", "https://p/run/{}?tab=Logs#x"]
+)
+def test_a_link_of_a_run_is_its_id(around: str) -> None:
+    assert id_in(around.format("6F1C0B9E-8363")) == "6f1c0b9e-8363"

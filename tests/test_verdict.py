@@ -1,15 +1,16 @@
 """The table: every file in data/statuses is a claim, with whole payloads and what the verdict has to be."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import yaml
 
 from prefect_rollout.platforms.container_cloud.payloads import ClusterStatus
+from prefect_rollout.verdict.diagnosis import Category
 from prefect_rollout.verdict.expected import Expected, Grace
 from prefect_rollout.verdict.judge import judge
-from prefect_rollout.verdict.status import Observation
+from prefect_rollout.verdict.status import Observation, Pod, Status, StatusCondition
 from prefect_rollout.verdict.verdict import Ending, Verdict
 
 CLAIMS = {path.stem: path for path in sorted((Path(__file__).parent / "data" / "statuses").glob("*.yaml"))}
@@ -107,6 +108,43 @@ def test_replicas_that_others_set_are_the_ones_that_the_platform_reports() -> No
     assert (unknown.ending, unknown.counts) == (Ending.TIMED_OUT, "a 2/?")
     assert "the desired replicas are not reported" in unknown.explain()
     assert not judge(wanted, look_at(None), judge(wanted, look_at(None))).released
+
+
+@pytest.mark.parametrize(
+    ("ends", "endings"),
+    [
+        ("never", [Ending.WAITING, Ending.WAITING]),
+        ("after-grace", [Ending.WAITING, Ending.FAILED]),
+        ("at-once", [Ending.FAILED, Ending.FAILED]),
+    ],
+)
+def test_a_condition_of_the_platform_keeps_a_release_from_green_and_may_end_it(
+    ends: Literal["never", "after-grace", "at-once"], endings: list[Ending]
+) -> None:
+    said = StatusCondition(
+        category=Category.POD_CREATION_FAILED, text="refused", reported="no account", ends=ends
+    )
+    pod = Pod(name="n", state="Running", template_id=2)
+    status = Status(pods=[pod], desired=1, conditions=[said])
+    first = judge([expected(replicas=1)], Observation(0, {"a": status}))
+    second = judge([expected(replicas=1)], Observation(30, {"a": status}), first)
+    assert [first.ending, second.ending] == endings
+    if second.diagnosis:
+        found = (second.diagnosis.category, second.diagnosis.reported)
+        assert found == (Category.POD_CREATION_FAILED, "no account")
+    assert judge([expected(replicas=1)], Observation(31, {"a": Status(pods=[pod])}), second).released
+
+
+def test_a_change_that_followed_ends_a_release_and_is_never_green() -> None:
+    pod = Pod(name="n", state="Running", template_id=3)
+    status = Status(pods=[pod], revision=3, current=True, changed_by="changed by kubectl at noon")
+    verdict = judge([expected(replicas=1)], Observation(0, {"a": status}))
+    assert verdict.ending is Ending.FAILED
+    assert verdict.diagnosis is not None
+    assert verdict.diagnosis.category is Category.SUPERSEDED
+    assert verdict.diagnosis.reported == "changed by kubectl at noon"
+    late = status.model_copy(update={"current": False})
+    assert judge([expected(replicas=1)], Observation(0, {"a": late})).ending is Ending.WAITING
 
 
 def test_many_pods_are_named_up_to_a_number() -> None:

@@ -356,7 +356,8 @@ def test_every_field_of_the_form_is_described() -> None:
 
 def test_what_all_targets_have_are_the_last_fields_of_a_form() -> None:
     fields = ContainerCloud.model_json_schema()["properties"]
-    assert sorted(fields, key=lambda name: fields[name]["position"])[-2:] == ["windows", "allowed_images"]
+    last = sorted(fields, key=lambda name: fields[name]["position"])[-4:]
+    assert last == ["windows", "allowed_images", "image_registries", "node_platform"]
     assert fields["windows"]["default"] == "default"
 
 

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from cyclopts import App, CycloptsError, CycloptsPanel, MissingArgumentError
+from pydantic import ValidationError
 
 from prefect_rollout.cli.output import WRONG_USE, Ended, accept_all_characters, err, say
 from prefect_rollout.errors import InputError, RolloutError, UnforeseenError
+from prefect_rollout.ids import first_mistake
 from prefect_rollout.text import json_line, one_line
 
 
@@ -51,6 +53,9 @@ def _ended(app: App, arguments: list[str]) -> Ended:
         unknown = [each for each in error.unused_tokens or () if each.startswith("-")]
         missing = isinstance(error, MissingArgumentError)
         problem = f"Unknown option: {one_line(unknown[0])}." if missing and unknown else str(error)
+        if isinstance(error.__cause__, ValidationError):  # of an option with parts, such as --newest.range
+            part = first_mistake(error.__cause__)
+            problem = f"{error.argument.name if error.argument else ''}.{part}"
         err.print(CycloptsPanel(problem))
         return Ended(WRONG_USE, {"outcome": "failed", "error": InputError(one_line(problem)).to_dict()})
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""All errors, as one tree. Those of batches are in `prefect_rollout.batch.errors`.
+"""All errors, as one tree. Some are in `batch.errors` and `release.image_errors`.
 
 RolloutError
 ├── InputError                  a value of the caller cannot be used; no request was sent
@@ -11,7 +11,13 @@ RolloutError
 │   ├── NoTemplateError         the deployment has no template, or none that was released
 │   ├── NoPreviousTemplateError the history has no released template to go back to
 │   ├── ClusterNotFoundError
-│   └── ContainerNotFoundError
+│   ├── ContainerNotFoundError
+│   └── ImageNotFoundError      the registry has no such repository or tag
+├── UnsuitableImageError        the image exists, but not for the nodes' platform
+├── RegistryError               the registry did not say whether it has an image
+│   ├── RegistryAccessError     401 and 403
+│   ├── RegistryLimitError      429, possibly with Retry-After
+│   └── RegistryUnreachableError no answer, or 5xx
 ├── WorkloadError               the deployment's configuration cannot be read or is incomplete
 ├── TemplateError               the template cannot be released
 │   ├── ForeignTemplateError    it belongs to another deployment
@@ -41,10 +47,9 @@ RolloutError
     └── ReleaseCancelledError   a person cancelled it
         └── NotApprovedError    a person rejected it, or nobody approved it in time; nothing was written
 
-Every error has `step` (of the release), `problem`, `advice` (what the user can do next), `retryable` (the
-same call may succeed later), `retry_after` (seconds), `data` (status, code, request_id, cluster, template_id
-and more, if known) and `diagnosis` (category, cluster, pod, next action). `retry_helps` is true if a retry
-of the run can end differently; code that offers a retry checks it, so no `advice` mentions a retry.
+Every error also has `step` (of the release) and `diagnosis` (category, cluster, pod, next action).
+`retry_helps` is true if a retry of the run can end differently; code that offers a retry checks it, so no
+`advice` mentions a retry.
 """
 
 from collections.abc import Sequence
@@ -66,7 +71,7 @@ class RolloutError(Exception):
         advice: what the user can do, as a sentence; by default the class's own.
         retryable: True if the same call may succeed later; by default the class's own.
         retry_after: seconds that the platform asked to wait, if it did.
-        data: further facts; `None` values are dropped.
+        data: further facts, such as status, code, request_id and cluster; `None` values are dropped.
     """
 
     category: ClassVar[Category] = Category.INTERNAL
@@ -93,10 +98,8 @@ class RolloutError(Exception):
         super().__init__(problem)
         self.problem = problem
         self.step: str | None = None
-        if advice is not None:
-            self.advice = advice
-        if retryable is not None:
-            self.retryable = retryable
+        self.advice = self.advice if advice is None else advice
+        self.retryable = self.retryable if retryable is None else retryable
         self.retry_after = retry_after
         self.data = {name: value for name, value in data.items() if value is not None}
         self.result: Any = None
@@ -189,10 +192,20 @@ class NotFoundError(RolloutError, category=Category.NOT_FOUND):
     kind: ClassVar[str] = "object"
 
     @classmethod
-    def named(cls, name: object, known: Sequence[str] = (), where: str = "", **data: Any) -> "NotFoundError":
-        """Return the error for `name`. The advice lists `known` names; `where` is such as `in app 3290`."""
+    def named(
+        cls,
+        name: object,
+        known: Sequence[str] = (),
+        where: str = "",
+        advice: str | None = None,
+        **data: Any,
+    ) -> "NotFoundError":
+        """Return the error for `name`; `where` is such as `in app 3290`.
+
+        The advice lists `known` names; if there are none, it is `advice`, or that of the class.
+        """
         shown = [one_line(other, 80) for other in known]
-        advice = f"There {'is' if len(shown) == 1 else 'are'}: {', '.join(shown)}." if shown else None
+        advice = f"There {'is' if len(shown) == 1 else 'are'}: {', '.join(shown)}." if shown else advice
         problem = f"there is no {cls.kind} {one_line(name, 120)!r}{where and ' ' + where}"
         return cls(problem, advice=advice, known=shown or None, **data)
 
@@ -205,13 +218,13 @@ class NotFoundError(RolloutError, category=Category.NOT_FOUND):
 class AppNotFoundError(NotFoundError, kind="app"):
     """The platform has no app with that id."""
 
-    advice = "Look up the app's id in the cloud's console; the key must belong to its project."
+    advice = "Look up the app's id; the credentials must be allowed to read it."
 
 
 class DeploymentNotFoundError(NotFoundError, kind="deployment"):
     """The app has no deployment with exactly that name."""
 
-    advice = "Look up the deployment's name in the cloud's console."
+    advice = "Look up the deployment's name."
 
 
 class TemplateNotFoundError(NotFoundError, kind="template"):
@@ -223,7 +236,7 @@ class TemplateNotFoundError(NotFoundError, kind="template"):
 class NoTemplateError(NotFoundError, kind="template"):
     """The deployment has no template, or none that was released."""
 
-    advice = "Create the deployment's first template in the cloud's console."
+    advice = "Create the deployment's first template."
 
 
 class NoPreviousTemplateError(NotFoundError, kind="template"):
@@ -235,7 +248,7 @@ class NoPreviousTemplateError(NotFoundError, kind="template"):
 class ClusterNotFoundError(NotFoundError, kind="cluster"):
     """The deployment does not have that cluster."""
 
-    advice = "Add the cluster to the deployment in the cloud's console first."
+    advice = "Add the cluster to the deployment first."
 
 
 class ContainerNotFoundError(NotFoundError, kind="container"):
@@ -247,7 +260,7 @@ class ContainerNotFoundError(NotFoundError, kind="container"):
 class WorkloadError(RolloutError, category=Category.WORKLOAD):
     """The deployment's configuration cannot be read, or lacks what a release needs."""
 
-    advice = "Complete the deployment's clusters and replicas in the cloud's console; nothing was written."
+    advice = "Complete the deployment's clusters and replicas; nothing was written."
 
 
 class TemplateError(RolloutError, category=Category.TEMPLATE):
@@ -267,7 +280,7 @@ class UnreadableTemplateError(TemplateError):
 class UpgradeError(RolloutError, category=Category.TEMPLATE):
     """The upgrade did not leave exactly one new template to publish."""
 
-    advice = "Nothing was published. Look at the deployment's templates in the cloud's console."
+    advice = "Nothing was published. Look at the deployment's templates."
 
 
 class PlatformError(RolloutError, category=Category.REJECTED):
@@ -379,7 +392,7 @@ class ReleaseError(RolloutError, category=Category.UNKNOWN_STATE, passes=True):
     """The release failed after its start. `verdict` is the last one on its clusters."""
 
     verdict: Verdict | None = None
-    advice = "Look at the named pods in the cloud's console."
+    advice = "Look at the named pods."
 
     @property
     def diagnosis(self) -> Diagnosis:
@@ -416,7 +429,7 @@ class ReleaseTimedOutError(ReleaseError):
 class RollbackFailedError(ReleaseError):
     """A release failed, and its rollback failed as well. The first failure is the `__cause__`."""
 
-    advice = "Repair the deployment in the cloud's console now; the report has the state of its clusters."
+    advice = "Repair the deployment now; the report has the state of its clusters."
     found: Diagnosis | None = None  # of the rollback, if more is known than its problem
     cause: dict[str, Any] | None = None  # `to_dict()` of the first failure
 

@@ -58,6 +58,11 @@ def same_or_none(one: Id | None, other: Id | None) -> bool:
     return one is other is None or (one is not None and other is not None and same_id(one, other))
 
 
+def names_deployment(asked: str, name: str) -> bool:
+    """Return whether `asked` names a deployment; `web` also names `statefulset/web`, of any kind."""
+    return asked in {name, name.rpartition("/")[2]}
+
+
 def template_name(revision: Id | None) -> str:
     """Return such as `template 1343170`, or `nothing`; safe for a log."""
     return "nothing" if revision is None else f"template {one_line(revision, 40)}"

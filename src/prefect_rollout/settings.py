@@ -7,6 +7,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.ids import first_mistake
+from prefect_rollout.release.request import CheckImages
 
 
 class _Settings(BaseSettings):
@@ -72,6 +73,9 @@ class RolloutSettings(_Settings):
         le=500,
         description="Releases of one process that may start at once; half as many may end at the same time. "
         "Releases that wait for pods do not count. A Prefect API on SQLite handles six.",
+    )
+    check_images: CheckImages = Field(
+        default="auto", description="`check_images` of releases that do not set it, as for `deploy`."
     )
     linger_seconds: float = Field(
         default=60,

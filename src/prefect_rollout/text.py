@@ -51,6 +51,11 @@ def _escaped(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", text).replace(r"\<", "&lt;").replace(r"\>", "&gt;")
 
 
+def id_in(given: str) -> str:
+    """Return the id that was given by itself or as the address of its page in the Prefect UI."""
+    return re.sub(r"[?#].*", "", given.strip()).rstrip("/").rpartition("/")[2].lower()
+
+
 def address(url: str) -> str:
     """Return an http(s) address without user name, password, query and fragment; empty for anything else."""
     try:

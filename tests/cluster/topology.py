@@ -141,7 +141,7 @@ class Topology:
             **settings("worker.env"),
             "PREFECT_API_URL": self.url,
             "PREFECT_HOME": str(home),
-            "PREFECT_ROLLOUT_HEARTBEAT_SECONDS": "4",  # a killed one is found soon
+            "PREFECT_ROLLOUT_HEARTBEAT_SECONDS": "6",  # a killed one is found soon
             **environment,
         }
         return self.start(

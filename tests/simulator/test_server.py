@@ -79,6 +79,7 @@ def test_ctrl_c_ends_it_quietly_and_the_exports_work() -> None:
     )
     assert set(exports) == {
         "K8S_API_URL", "K8S_KEY_ID", "K8S_SECRET_KEY", "K8S_APP_ID", "K8S_DEPLOY_NAME",
+        "PREFECT_ROLLOUT_CHECK_IMAGES",
     }  # fmt: skip
     signer = Signer(exports["K8S_KEY_ID"], exports["K8S_SECRET_KEY"])
     answer = httpx.get(f"{exports['K8S_API_URL']}/openapi/v1/apps/{exports['K8S_APP_ID']}", auth=signer)

@@ -50,10 +50,12 @@ from prefect_rollout.release.request import (
     ENVIRONMENT,
     ApprovalSeconds,
     Checked,
+    CheckImages,
     Cluster,
     FlowRequest,
     Image,
     Name,
+    NewestPolicy,
     OnFailure,
     Order,
     PollAttempts,
@@ -79,6 +81,9 @@ class Options(Checked):
 
     clusters: list[Cluster] | None = _option("clusters")
     reason: Reason | None = _option("reason")
+    newest: NewestPolicy | None = _option("newest")
+    pin_digest: bool | None = _option("pin_digest")
+    check_images: CheckImages | None = _option("check_images")
     on_failure: OnFailure | None = _option("on_failure")
     order: Order | None = _option("order")
     canary: Cluster | None = _option("canary")
@@ -435,5 +440,7 @@ def _located(path: FieldPath, problem: str, line: int | None) -> Mistake:
 
 
 def _keys(path: FieldPath) -> list[str]:
+    if "newest" in path[:-1]:
+        return list(NewestPolicy.model_fields)
     models: dict[int, type[Checked]] = {1: Plan, 2: Options}
     return list(models.get(len(path), Release).model_fields)

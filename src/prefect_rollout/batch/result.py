@@ -14,7 +14,7 @@ from prefect_rollout.release.plan import ReleasePlan
 from prefect_rollout.release.plan_words import plan_lines, summary
 from prefect_rollout.release.progress import Listeners
 from prefect_rollout.release.report import render_plan
-from prefect_rollout.release.result import Outcome, ReleaseResult
+from prefect_rollout.release.result import BACK, Outcome, ReleaseResult
 from prefect_rollout.release.workload import digest
 from prefect_rollout.text import link, markdown, one_line, table
 from prefect_rollout.verdict.diagnosis import Diagnosis
@@ -72,11 +72,15 @@ class Row(BaseModel):
     template_before: str = Field(default="", description="Ids of the templates that were online before.")
     template: str = Field(default="", description="Ids of the templates to run.")
     notes: list[str] = Field(
-        default=[], description="Templates that were skipped: why, and how to take them anyway."
+        default=[],
+        description="Templates that were skipped: why, and how to take them anyway; images with problems.",
     )
     seconds: float | None = Field(default=None, description="From its start in this batch to its end.")
     written: bool | None = Field(
         default=None, description="True if it wrote to a cluster, or may have; null if unknown."
+    )
+    rolled_back: bool | None = Field(
+        default=None, description="True if it was rolled back; null if no rollback was tried."
     )
     may_pass: bool = Field(
         default=False, description="True if the cause of its failure can pass or be removed."
@@ -105,6 +109,8 @@ class Row(BaseModel):
         self.template_before = ", ".join(sorted(before))
         self.template = ", ".join(sorted(after))
         self.written = result.wrote
+        back = {c.rolled_back for c in result.clusters} - {None}
+        self.rolled_back = all(back) if back else None
         self.plan = result.plan
         self.notes = result.notes
 
@@ -241,7 +247,7 @@ def render(result: BatchResult, *, running: bool = False) -> str:
     ]
     notes = [f"- {_name(row)}: {markdown(note, 400)}" for row in result.releases for note in row.notes]
     if notes and result.outcome is not Outcome.PLANNED:
-        parts += ["## Skipped templates", "\n".join(notes)]
+        parts += ["## Notes", "\n".join(notes)]
     if result.outcome is Outcome.PLANNED:
         parts += [part for row in result.releases if row.plan for part in _plan(row, row.plan)]
         parts.append(
@@ -304,7 +310,7 @@ def _number(count: int, noun: str) -> str:
 
 
 def _stage(row: Row) -> str:
-    return f"{_MARKS[row.stage]} {row.stage}"
+    return f"{_MARKS[row.stage]} {row.stage}{BACK[row.rolled_back]}"
 
 
 def _name(row: Row) -> str:
@@ -328,7 +334,7 @@ def row_line(row: Row) -> str:
     seconds = "" if row.seconds is None else f" in {row.seconds:.0f} s"
     detail = f": {one_line(row.why, 400)}" if row.why else ""
     return (
-        f"{one_line(row.name, 507)} {row.stage}"
+        f"{one_line(row.name, 507)} {row.stage}{BACK[row.rolled_back]}"
         f"{templates if row.template and row.stage is Stage.RELEASED else ''}{seconds}{detail}"
     )
 

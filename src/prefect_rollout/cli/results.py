@@ -93,6 +93,8 @@ def _parts(error: RolloutError) -> Iterator[tuple[str, str]]:
     )
     if isinstance(error, RollbackFailedError) and error.cause:
         yield "release", str(Diagnosis.model_validate(error.cause["diagnosis"]))
+    for command in found.commands:
+        yield "see more", command
     yield "to do", f"{error.advice} {error.next_step}".rstrip()
     yield "live now", f"{when(error.live_at)}: {error.live}" if error.live else ""
 

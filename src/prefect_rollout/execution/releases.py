@@ -20,7 +20,7 @@ from prefect_rollout.release.result import ReleaseResult
 from prefect_rollout.runs.approval import staying
 from prefect_rollout.runs.flow_runs import OF_RELEASES, Wanted, in_states, is_release, pages
 from prefect_rollout.runs.processes import execute
-from prefect_rollout.text import one_line
+from prefect_rollout.text import id_in, one_line
 
 _SHORTEST_PREFIX = 4
 _NEWEST = FlowRunSort.EXPECTED_START_TIME_DESC
@@ -39,7 +39,7 @@ async def find(client: PrefectClient, run_id: str) -> Found:
     Raises:
         InputError: there is none, there are several, or it is a run of another flow.
     """
-    given = run_id.strip().rstrip("/").rpartition("/")[2].lower()
+    given = id_in(run_id)
     try:
         run = await client.read_flow_run(UUID(given))
     except ObjectNotFound:

@@ -22,7 +22,7 @@ from prefect.workers.utilities import (
     get_default_base_job_template_for_infrastructure_type,
 )
 
-from prefect_rollout.blocks import ContainerCloud, ReleaseWindows
+from prefect_rollout.blocks import ContainerCloud, Kubernetes, ReleaseWindows
 from prefect_rollout.errors import ConfigurationError, InputError
 from prefect_rollout.execution.worker import RolloutWorker
 from prefect_rollout.runs.prefect_errors import translate_errors
@@ -73,7 +73,7 @@ async def apply(
         yield done
         for queue in await _queues(client, pool, batches, new=done.change == "created"):
             yield queue
-        for block in (ContainerCloud, ReleaseWindows):
+        for block in (Kubernetes, ContainerCloud, ReleaseWindows):
             yield await _block_type(client, block)
         definitions = yaml.safe_load((_PACKAGE / "prefect.yaml").read_text(encoding="utf-8"))
         for definition in definitions["deployments"]:

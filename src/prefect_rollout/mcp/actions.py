@@ -3,7 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_origin
 
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
@@ -15,8 +15,9 @@ from prefect_rollout.settings import VARIABLES
 
 # The fields that an assistant may set, in the order of the forms. No field overrides a release window.
 _FIELDS = (
-    *("app_id", "deployment", "template_id", "images", "to_template", "replicas", "plan"),
+    *("app_id", "deployment", "template_id", "images", "newest", "to_template", "replicas", "plan"),
     *("clusters", "target", "reason", "on_failure", "order", "canary", "approval"),
+    "pin_digest",
     *("poll_seconds", "poll_attempts", "only_failed"),
 )
 
@@ -53,10 +54,15 @@ def _plan_schema(*, whole: bool) -> dict[str, Any]:
     release = fields["releases"]["items"]
     release["required"].remove("app_id")
     release["description"] = "Options are as in deploy_latest_image."
-    for name, option in [*release["properties"].items(), *fields["defaults"]["properties"].items()]:
+    for name, option in release["properties"].items():
         if name in ReleaseRequest.model_fields:
             option.pop("description", None)
+            option.pop("properties", None)
+            if name in _FIELDS:
+                option.pop("enum", None)
     release["properties"]["app_id"]["description"] = described("app_id")
+    # They are those of the releases.
+    fields["defaults"]["properties"] = {name: {} for name in fields["defaults"]["properties"]}
     fields["target"]["description"] = "Target of all releases that name none."
     if not whole:
         schema["properties"] = {
@@ -77,6 +83,8 @@ def argument(model: type[Checked], name: str, *, see: str = "", optional: bool =
     default = inspect.Parameter.empty if field.is_required() else field.default
     if name == "plan":
         kind = Annotated[dict[str, Any], WithJsonSchema(_plan_schema(whole=not see))]
+    if see and (name == "newest" or get_origin(field.annotation) is Literal):
+        kind = Annotated[kind, WithJsonSchema({"type": "object" if name == "newest" else "string"})]
     if optional or name in VARIABLES:
         kind, default = kind | None, None
     if default is None:

@@ -1,6 +1,5 @@
 """Find, list and log the flow runs of releases."""
 
-import re
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -25,7 +24,7 @@ from prefect_rollout.release.result import cloud_words
 from prefect_rollout.runs import flow_runs, history
 from prefect_rollout.runs.flow_runs import CLOUD, PAGE, TARGET, Wanted, outcome_of
 from prefect_rollout.runs.prefect_errors import translate_errors
-from prefect_rollout.text import one_line
+from prefect_rollout.text import id_in, one_line
 
 _PAGES_AT_ONCE = 5
 
@@ -46,7 +45,7 @@ async def find(api: Api, policy: Policy, flow_run_id: str) -> Found:
         ConfigurationError: the API did not answer.
     """
     try:
-        wanted = UUID(re.sub(r"[?#].*", "", flow_run_id.strip()).rstrip("/").rpartition("/")[2])
+        wanted = UUID(id_in(flow_run_id))
     except ValueError:
         raise _refused(
             f"{one_line(flow_run_id, 80)!r} is not the ID of a flow run, such as {UUID(int=0)}",

@@ -6,7 +6,7 @@ from typing import Any
 
 from prefect_rollout.errors import InputError
 
-_LISTS = ("images", "clusters", "plan")  # arguments that some clients send as JSON text
+_LISTS = ("images", "clusters", "plan", "newest")  # arguments that some clients send as JSON text
 _ID = [{"type": "integer"}, {"type": "string"}]
 
 

@@ -11,7 +11,7 @@ from prefect_rollout.mcp.untrusted import advice_of, quoted, quoted_all
 from prefect_rollout.release.plan import ReleasePlan
 from prefect_rollout.release.plan_words import plan_lines
 from prefect_rollout.release.progress import ROLL_BACK, STEPS, STEPS_OF, WAIT_FOR_ROLLBACK, steps_with
-from prefect_rollout.release.result import ClusterResult, Outcome
+from prefect_rollout.release.result import BACK, ClusterResult, Outcome
 from prefect_rollout.text import one_line
 from prefect_rollout.verdict.status import RUNNING, Pod
 
@@ -335,7 +335,7 @@ def rows_of(rows: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
         BatchRow(
             release=quoted(row.get("name"), 507),
             wave=row.get("wave"),
-            state=str(row.get("stage")),
+            state=f"{row.get('stage')}{BACK[row.get('rolled_back')]}",
             why=quoted(row.get("detail") or "", 1000),
             notes=[quoted(note, 500) for note in row.get("notes") or []],
             flow_run_id=row.get("flow_run_id"),

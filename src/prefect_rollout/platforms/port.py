@@ -9,7 +9,15 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol, Self, runtime_checkable
 
 from prefect_rollout.ids import Id
-from prefect_rollout.release.workload import Applied, Change, ListedRevision, Placement, Revision, Workload
+from prefect_rollout.release.workload import (
+    Applied,
+    Baseline,
+    Change,
+    ListedRevision,
+    Placement,
+    Revision,
+    Workload,
+)
 from prefect_rollout.verdict.status import Observation, Status
 
 
@@ -26,11 +34,33 @@ class Platform(AbstractAsyncContextManager["Platform"], Protocol):
 
     @property
     def identity(self) -> str:
-        """Identify the platform itself, such as by its host, independent of the block in use."""
+        """Identify the platform with its clusters, such as by its host, independent of the block's name."""
+        ...
+
+    @property
+    def realm(self) -> str:
+        """Name the platform in locks and records, which all blocks share that reach the same cluster."""
+        ...
+
+    def place(self, cluster: str) -> str:
+        """Name a cluster in locks and records, whatever its name is in the block."""
+        ...
+
+    def cluster_at(self, place: str) -> str:
+        """Return the cluster that `place` names; `place` itself if the block does not have it."""
         ...
 
     def links(self) -> dict[str, str]:
         """Return pages for a person, `{label: address}`."""
+        ...
+
+    def commands(
+        self, workload: Workload, cluster: str, pod: str | None = None, container: str | None = None
+    ) -> list[str]:
+        """Return commands that a person can copy to see more of a workload, or of one of its pods.
+
+        With a `container`, they show why it ended.
+        """
         ...
 
     # ---- reads ------------------------------------------------------------------------------
@@ -53,12 +83,21 @@ class Platform(AbstractAsyncContextManager["Platform"], Protocol):
         """
         ...
 
-    async def revisions(self, workload: Workload) -> list[ListedRevision]:
-        """Return all revisions of the workload, newest first (step 3)."""
+    def groups(self, clusters: Sequence[str]) -> list[list[str]]:
+        """Return the clusters in groups that share their revisions: a release chooses one for each group."""
         ...
 
-    async def revision(self, workload: Workload, revision: Id) -> Revision:
-        """Return one revision of the workload.
+    @property
+    def starts_from_live(self) -> bool:
+        """True if the newest revision is the live one, so that a release has to name images or a revision."""
+        ...
+
+    async def revisions(self, workload: Workload, cluster: str | None = None) -> list[ListedRevision]:
+        """Return all revisions of the workload, or those of a cluster, newest first (step 3)."""
+        ...
+
+    async def revision(self, workload: Workload, revision: Id, cluster: str | None = None) -> Revision:
+        """Return one revision of the workload; with `cluster`, one that the cluster has.
 
         Raises:
             TemplateNotFoundError: there is no such revision.
@@ -115,12 +154,13 @@ class Platform(AbstractAsyncContextManager["Platform"], Protocol):
         clusters: Sequence[str],
         release_id: str,
         note: str,
+        requested_by: str,
         key: str,
     ) -> Change:
         """Prepare a change of `clusters` from `base` to `images` (step 5).
 
         `images` has all images of the new revision, `{container: image}`. `prepared` finds the change by
-        `release_id`. `note` describes it for people.
+        `release_id`. `note` and `requested_by` describe it for people.
 
         Raises:
             UpgradeError: the platform did not prepare exactly one change. Nothing is published.
@@ -149,6 +189,22 @@ class Platform(AbstractAsyncContextManager["Platform"], Protocol):
         Raises:
             QuotaExceededError: the quota of the namespace does not suffice.
             ConflictError: another write is running, or replaced `over`, as far as the platform checks that.
+        """
+        ...
+
+    async def unblock(self, workload: Workload, cluster: str, *, revision: Id) -> list[str]:
+        """Delete pods of other revisions that keep the platform from replacing them; return their names.
+
+        A repeat deletes no pod of `revision`. A platform that replaces all pods by itself deletes none.
+        """
+        ...
+
+    async def restarted(
+        self, workload: Workload, cluster: str, before: Baseline, *, key: str
+    ) -> Applied | None:
+        """Return what an earlier `restart` with that key asked for; `None` if it did not take effect.
+
+        `before` is the state of the cluster before it. A platform without keys concludes it from that.
         """
         ...
 

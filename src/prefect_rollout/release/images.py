@@ -71,6 +71,11 @@ def usable_image(text: str) -> str:
     return text
 
 
+def with_tag(image: str, tag: str) -> str:
+    """Return `image` with another tag, and without a digest."""
+    return f"{_split(image)[0]}:{tag}"
+
+
 def is_reference(text: str) -> bool:
     """Return True if a kubelet would try to pull `text`."""
     return not _cause(text)

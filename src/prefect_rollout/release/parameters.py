@@ -10,14 +10,14 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 
 GROUPS = {
     "What": (
-        *("plan", "app_id", "deployment", "replicas", "images", "template_id", "to_template", "dry_run"),
-        *("only_failed", "clusters", "target", "reason", "requested_by"),
+        *("plan", "app_id", "deployment", "replicas", "images", "newest", "template_id", "to_template"),
+        *("pin_digest", "dry_run", "only_failed", "clusters", "target", "reason", "requested_by"),
     ),
-    "How": ("order", "canary", "pause_seconds", "on_failure", "run_in", "child_deployment"),
+    "How": ("order", "canary", "pause_seconds", "on_failure", "unblock", "run_in", "child_deployment"),
     "Watch": ("poll_seconds", "poll_attempts", "grace_seconds"),
     "Safety": (
-        *("expect_plan", "approval", "approval_seconds", "lock_wait_seconds", "window_wait_seconds"),
-        *("break_glass", "late_minutes"),
+        *("check_images", "expect_plan", "approval", "approval_seconds", "lock_wait_seconds"),
+        *("window_wait_seconds", "force", "break_glass", "late_minutes"),
     ),
 }
 """All fields of the requests in the order of forms and help, by the groups of the help."""

@@ -5,7 +5,8 @@ from typing import NamedTuple, Self
 
 from pydantic import BaseModel, Field
 
-from prefect_rollout.ids import Id
+from prefect_rollout.ids import Id, same_id
+from prefect_rollout.release.image_facts import CheckedImage
 from prefect_rollout.release.pod_diff import FieldChange
 from prefect_rollout.release.replicas import Replicas
 from prefect_rollout.release.request import Action, Approval, OnFailure, Order, Request
@@ -23,6 +24,9 @@ class Procedure(BaseModel):
     order: Order = "together"
     canary: str | None = None
     pause_seconds: float = 0
+    unblock: bool = Field(
+        default=False, description="True if it may delete pods that block their replacement."
+    )
     on_failure: OnFailure | None = Field(
         default=None, description="Action after a failure; null for a run that never rolls back."
     )
@@ -45,6 +49,9 @@ class ClusterPlan(BaseModel):
     )
     template: int | str | None = Field(
         default=None, description="The template to publish; null if the release creates a new one."
+    )
+    base_template_id: int | str | None = Field(
+        default=None, description="The template that its new one is created from, if not that of the plan."
     )
     images_before: dict[str, str] | None = Field(
         default=None, description="Images that are online; null if unknown."
@@ -96,6 +103,9 @@ class ReleasePlan(BaseModel):
     unknown: list[int | str] = Field(
         default=[], description="Chosen templates without a release on record; they count as released."
     )
+    checked: list[CheckedImage] = Field(
+        default=[], description="The images as their registries have them; empty if none was asked."
+    )
     clusters: list[ClusterPlan]
 
     @property
@@ -135,6 +145,7 @@ def release_plan(
     procedure: Procedure,
     notes: Sequence[str] = (),
     unknown: Sequence[Id] = (),
+    checked: Sequence[CheckedImage] = (),
 ) -> ReleasePlan:
     """Return the plan of a release, with its hash.
 
@@ -143,7 +154,9 @@ def release_plan(
     `platform` is `Platform.identity`. `cloud`, its address, and `target`, the block with its credentials, are
     for people. With `creates`, the release creates a new revision from the one in `targets`. `notes` name the
     revisions that were skipped, and why; the chosen revisions in `unknown` have no release on record.
+    `checked` has the images as their registries have them.
     """
+    digests = {each.container: each.digest for each in checked if each.digest}
     facts = {
         "action": action.value,
         "platform": platform,
@@ -151,10 +164,11 @@ def release_plan(
         "deployment": str(workload.id),
         "strategy": placement.strategy and placement.strategy.model_dump(mode="json"),
         "in_place": placement.in_place,
-        "procedure": procedure.model_dump(mode="json"),
+        "procedure": procedure.model_dump(mode="json", exclude=None if procedure.unblock else {"unblock"}),
         # If clusters are written to one by one, the order decides which ones precede a failure.
         "sequence": [each.cluster for each in targets] if procedure.order == "one-by-one" else None,
         "notes": list(notes),
+        **({"digests": digests} if digests else {}),
         "clusters": sorted(
             (
                 {
@@ -185,7 +199,11 @@ def release_plan(
         procedure=procedure,
         notes=list(notes),
         unknown=list(unknown),
-        clusters=[_cluster_plan(each, action, creates, placement.in_place) for each in targets],
+        checked=list(checked),
+        clusters=[
+            _cluster_plan(each, action, placement, targets[0].after.id if creates else None)
+            for each in targets
+        ],
     )
 
 
@@ -193,24 +211,29 @@ def _content(revision: Revision) -> list[object]:
     return [revision.digest, revision.images]
 
 
-def _cluster_plan(target: Target, action: Action, creates: bool, in_place: bool) -> ClusterPlan:
+def _cluster_plan(target: Target, action: Action, placement: Placement, base: Id | None) -> ClusterPlan:
+    """Return the plan of a cluster; with `base`, that of the plan, a new revision is created."""
     before = target.before
     same = before.revision is not None and before.revision.digest == target.after.digest
     images_before = before.revision.images if before.revision else None
     stays = action is Action.SCALE or (same and images_before == dict(target.images))
     replaced = action is Action.RESTART or not stays
-    unseen = before.pods is None and before.online is not None and replaced and not in_place
+    unseen = before.pods is None and before.online is not None and replaced and not placement.in_place
     return ClusterPlan(
         cluster=target.cluster,
         template_before=before.online,
-        template=None if creates else target.after.id,
+        template=target.after.id if base is None else None,
+        base_template_id=None if base is None or same_id(base, target.after.id) else target.after.id,
         images_before=images_before,
         images=dict(target.images),
         pods=None if before.pods is None else len(before.pods),
         replicas=target.replicas.number,
         desired=before.desired,
         assumed=target.replicas.assumed,
-        notes=[note for note in (target.replicas.note, UNSEEN if unseen else "") if note],
+        notes=[
+            *placement.notes.get(target.cluster, ()),
+            *(note for note in (target.replicas.note, UNSEEN if unseen else "") if note),
+        ],
         changes=[] if same or before.online is None else None,
     )
 

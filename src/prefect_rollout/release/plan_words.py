@@ -1,6 +1,7 @@
 """A plan as plain text. Callers make it safe with `text.one_line` or `text.markdown`."""
 
 from prefect_rollout.ids import same_or_none
+from prefect_rollout.release.image_facts import image_notes, image_warnings
 from prefect_rollout.release.plan import ClusterPlan, ReleasePlan
 from prefect_rollout.release.pod_diff import FieldChange
 from prefect_rollout.release.replicas import NOT_CHANGED
@@ -18,7 +19,8 @@ def template_words(plan: ReleasePlan, each: ClusterPlan) -> str:
     before = "nothing online" if each.template_before is None else str(each.template_before)
     if each.template is not None and same_or_none(each.template, each.template_before):
         return f"{before} stays"
-    return f"{before} → {f'new, from {plan.base_template_id}' if each.template is None else each.template}"
+    base = plan.base_template_id if each.base_template_id is None else each.base_template_id
+    return f"{before} → {f'new, from {base}' if each.template is None else each.template}"
 
 
 def pods_words(each: ClusterPlan) -> str:
@@ -57,6 +59,7 @@ def procedure_words(plan: ReleasePlan) -> str:
         order,
         f"{how.pause_seconds:g} s between clusters" if how.pause_seconds else "",
         f"on failure: {how.on_failure}" if how.on_failure else "",
+        "pods that block their replacement are deleted" if how.unblock else "",
         approval[how.approval] if how.approval else "",
     ]
     return "; ".join(part for part in parts if part)
@@ -120,6 +123,7 @@ def plan_lines(plan: ReleasePlan) -> list[str]:
         ]
         if others := others_words(each):
             lines.append(f"    {others}")
+    lines += [f"  in the registry: {words}" for words in _digests(plan)]
     lines.append(f"  {one_line(procedure_words(plan))}")
     if plan.nothing:
         lines.append(NOTHING)
@@ -127,6 +131,10 @@ def plan_lines(plan: ReleasePlan) -> list[str]:
         lines.append(RESTARTED)
     lines += notes_of(plan)
     return [*lines, f"Plan hash: {plan.plan_hash}"]
+
+
+def _digests(plan: ReleasePlan) -> list[str]:
+    return [f"{one_line(each.container, 80)} is {each}" for each in plan.checked if each.digest]
 
 
 def _effect(plan: ReleasePlan, each: ClusterPlan) -> str:
@@ -140,14 +148,16 @@ def _effect(plan: ReleasePlan, each: ClusterPlan) -> str:
 
 
 def notes_of(plan: ReleasePlan) -> list[str]:
-    """Return the sentences about the choice of templates, safe to print."""
+    """Return the sentences about the choice of templates and images, safe to print."""
     unknown = unknown_words(plan.unknown)
-    return [*(f"{one_line(note, 400)}." for note in plan.notes), *([unknown] if unknown else [])]
+    images = (f"{note[0].upper()}{note[1:].rstrip('.')}." for note in image_notes(plan.checked))
+    return [*(f"{one_line(note, 400)}." for note in plan.notes), *([unknown] if unknown else []), *images]
 
 
 def summary(plan: ReleasePlan, limit: int = 5) -> str:
     """Return the plan of the first `limit` clusters as a clause, safe for a log."""
     notes = [shortened(plan.notes)] if plan.notes else []
+    notes += [*_digests(plan), *image_warnings(plan.checked)]
     if plan.nothing:
         return "; ".join([one_line(NOTHING[0].lower() + NOTHING[1:].rstrip(".")), *notes])
     parts = [_in_short(plan, each) for each in plan.clusters[:limit]]

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from datetime import datetime
 
+from prefect_rollout.release.image_facts import CheckedImage
 from prefect_rollout.release.plan import ClusterPlan, ReleasePlan
 from prefect_rollout.release.plan_words import (
     NOTHING,
@@ -17,7 +18,7 @@ from prefect_rollout.release.plan_words import (
     template_words,
 )
 from prefect_rollout.release.request import Action
-from prefect_rollout.release.result import ClusterResult, Outcome, ReleaseResult, cloud_words
+from prefect_rollout.release.result import BACK, ClusterResult, Outcome, ReleaseResult, cloud_words
 from prefect_rollout.text import link, markdown, number, one_line, table, when
 from prefect_rollout.verdict.diagnosis import Diagnosis
 
@@ -80,9 +81,9 @@ def render(result: ReleaseResult) -> str:
     if noted:
         parts.append("\n".join(f"- {markdown(each.cluster)}: {markdown(each.note)}" for each in noted))
     if result.notes and result.outcome is not Outcome.PLANNED:
-        parts += ["## Skipped templates", render_notes(result.notes)]
+        parts += ["## Notes", render_notes(result.notes)]
     if result.images and result.outcome is not Outcome.PLANNED:
-        parts += ["## Images", table(("Container", "", "Image"), _images(result))]
+        parts += ["## Images", table(("Container", "", "Image"), _images(result)), *_registry(result.checked)]
     pods = [(cluster.cluster, pod) for cluster in result.clusters for pod in cluster.pods]
     if pods:
         rows = [
@@ -100,6 +101,9 @@ def render(result: ReleaseResult) -> str:
     if result.seconds:
         steps = [(step.capitalize(), f"{seconds:.1f}") for step, seconds in result.seconds.items()]
         parts += ["## Time", table(("Step", "Seconds"), steps)]
+    commands = [_code(command) for cluster in result.clusters for command in cluster.commands]
+    if commands:
+        parts += ["## Commands", "\n".join(f"- {each}" for each in commands[:30])]
     links = [link(label, url) for label, url in result.links.items()]
     if links:
         parts.append(" · ".join(links))
@@ -137,6 +141,7 @@ def render_plan(plan: ReleasePlan) -> str:
         images = list(_image_lines(each))
         if images:
             parts += [f"## Images{where}", "\n".join(images)]
+            parts += _registry(plan.checked)
         changes = [(markdown(change.path), markdown(change_words(change))) for change in each.changes or []]
         others = others_words(each)
         if changes or others:
@@ -148,7 +153,7 @@ def render_plan(plan: ReleasePlan) -> str:
     if plan.action is Action.RESTART:
         parts.append(RESTARTED)
     if choice := notes_of(plan):
-        parts += ["## Choice of the template", render_notes(choice)]
+        parts += ["## Choice of template and images", render_notes(choice)]
     parts.append(f"Plan hash: `{plan.plan_hash}`")
     return "\n\n".join(parts)
 
@@ -156,6 +161,25 @@ def render_plan(plan: ReleasePlan) -> str:
 def render_notes(notes: Sequence[str]) -> str:
     """Return the notes of a plan or result as a list."""
     return "\n".join(f"- {markdown(note, 400)}" for note in notes)
+
+
+def _registry(checked: Sequence[CheckedImage]) -> Iterable[str]:
+    """Yield a table of the images as their registries have them, if any was read."""
+    head = ("In the registry", "Built", "Age", "Size", "Platform", "Digest")
+    rows = [
+        (
+            markdown(each.container),
+            f"{each.created:%Y-%m-%d}" if each.created else "unknown",
+            each.age or "unknown",
+            each.megabytes,
+            markdown(each.platform),
+            markdown(each.digest),
+        )
+        for each in checked
+        if each.digest
+    ]
+    if rows:
+        yield table(head, rows)
 
 
 def _image_lines(each: ClusterPlan) -> Iterable[str]:
@@ -198,6 +222,7 @@ def _error(result: ReleaseResult) -> list[str]:
         quote.append(f"**Diagnosis:** {markdown(diagnosis, 1000)}")
     quote += [f"- {markdown(event)}" for event in diagnosis.events]
     quote += [f"- Output: {markdown(line)}" for line in diagnosis.log_lines]
+    quote += [f"- See more: {_code(command)}" for command in diagnosis.commands]
     if cause := error.get("cause"):
         earlier = Diagnosis.model_validate(cause["diagnosis"])
         quote.append(f"**The release failed first:** {markdown(earlier, 1000)}")
@@ -209,6 +234,10 @@ def _error(result: ReleaseResult) -> list[str]:
         at = when(datetime.fromisoformat(seen) if seen else None)
         quote.append(f"**Live at {at}:** {markdown(error['live'], 2000)}")
     return ["> " + "\n>\n> ".join(quote)]
+
+
+def _code(command: str) -> str:
+    return f"`{one_line(command, 500).replace('`', '')}`"
 
 
 def _template(result: ReleaseResult) -> str:
@@ -235,12 +264,11 @@ _WRITTEN = {True: "yes", False: "no", None: "unknown"}
 
 
 def _cluster(cluster: ClusterResult) -> Sequence[str]:
-    back = {True: ", rolled back", False: ", rollback failed", None: ""}[cluster.rolled_back]
     return (
         markdown(cluster.cluster),
-        _id(cluster.template_before),
-        _id(cluster.template),
-        _WRITTEN[cluster.published] + back,
+        _id(cluster.template_before, cluster.object_before),
+        _id(cluster.template, cluster.object),
+        _WRITTEN[cluster.published] + BACK[cluster.rolled_back],
         f"{number(cluster.ready)} / {number(cluster.wanted)}",
         _live(cluster),
     )
@@ -253,8 +281,9 @@ def _live(cluster: ClusterResult) -> str:
     return f"{online}, {number(cluster.running)} Running"
 
 
-def _id(template_id: int | str | None) -> str:
-    return "none or unknown" if template_id is None else markdown(template_id)
+def _id(template_id: int | str | None, held_by: str = "") -> str:
+    shown = "none or unknown" if template_id is None else markdown(template_id)
+    return f"{shown}, {markdown(held_by)}" if held_by else shown
 
 
 def _images(result: ReleaseResult) -> Iterable[Sequence[str]]:

@@ -10,6 +10,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_core import PydanticCustomError
@@ -17,6 +18,7 @@ from pydantic_core import PydanticCustomError
 from prefect_rollout.errors import InputError
 from prefect_rollout.ids import Id, first_mistake, usable_cluster, usable_id
 from prefect_rollout.release.images import usable_image
+from prefect_rollout.text import one_line
 
 DAY = 86_400  # seconds
 
@@ -40,6 +42,7 @@ Image = Annotated[
 Reason = Annotated[str, Field(max_length=1000)]
 Order = Literal["together", "one-by-one"]
 OnFailure = Literal["stop", "rollback"]
+CheckImages = Literal["auto", "require", "warn", "off"]
 Seconds = Annotated[float, Field(ge=0, le=DAY, allow_inf_nan=False)]
 PollSeconds = Annotated[float, Field(ge=0.01, le=3600, allow_inf_nan=False)]
 PollAttempts = Annotated[int, Field(ge=1, le=100_000)]
@@ -63,6 +66,9 @@ DEFAULT_TARGET = "container-cloud/default"
 
 ENVIRONMENT = "environment"
 """Target that selects the environment variables, even if blocks are saved."""
+
+PLATFORMS = ("container-cloud", "kubernetes")
+"""Types of blocks that name their default block as a target."""
 
 _BLOCK = r"[a-z0-9-]{1,200}/[a-z0-9-]{1,200}"
 
@@ -114,6 +120,9 @@ class Checked(BaseModel):
     @field_validator("target", check_fields=False)
     @classmethod
     def _slug_and_name(cls, value: str | None) -> str | None:
+        """Return a target as type-slug/name; the type of a platform alone means its default block."""
+        if value in PLATFORMS:
+            return f"{value}/default"
         if value not in {None, "", ENVIRONMENT} and not re.fullmatch(_BLOCK, value or ""):
             raise ValueError(
                 f"a target is a block as type-slug/name, such as {DEFAULT_TARGET}, or {ENVIRONMENT} for the "
@@ -134,6 +143,86 @@ class Checked(BaseModel):
     @classmethod
     def _canary_usable(cls, value: str | None) -> str | None:
         return value and usable_cluster(value)
+
+
+By = Literal["semver", "numerical", "alphabetical"]
+GROUP_REFERENCE = re.compile(r"\$(?:\{(\w+)\}|(\w+)|(\$))")  # as in Go's regexp.Expand, which Flux uses
+
+
+class NewestPolicy(Checked):
+    """A rule that chooses the newest tag of a repository."""
+
+    by: By = Field(
+        default="semver",
+        description="Order of the tags; the last wins.",
+    )
+    range: str = Field(
+        default="*",
+        max_length=200,
+        description="Versions of semver, such as ^1.2 or >=1.2 <2.",
+    )
+    pattern: str = Field(
+        default="",
+        max_length=500,
+        description="Regular expression of tags, such as ^main-([0-9]+)$.",
+    )
+    extract: str = Field(
+        default="",
+        max_length=200,
+        description="Part to compare, such as $1 of the pattern.",
+    )
+    prereleases: bool = Field(default=False, description="Include pre-releases of semver.")
+
+    @field_validator("range")
+    @classmethod
+    def _readable(cls, value: str) -> str:
+        import nodesemver  # noqa: PLC0415 - commands without a policy start sooner
+
+        # Flux also separates the parts of a range by commas.
+        plain = value.replace(",", " ")
+        if not plain.strip() or nodesemver.valid_range(plain, False) is None:
+            raise ValueError("it is no range of versions, such as ^1.2, 1.x or >=1.2 <2")
+        return value
+
+    @field_validator("pattern")
+    @classmethod
+    def _compiles(cls, value: str) -> str:
+        import regex  # noqa: PLC0415
+
+        try:
+            regex.compile(value)
+        except regex.error as error:
+            raise ValueError(f"it is no regular expression: {one_line(error, 120)}") from None
+        return value
+
+    @field_validator("range", "prereleases")
+    @classmethod
+    def _of_versions(cls, value: str | bool, info: ValidationInfo) -> str | bool:
+        if value not in {"*", False} and info.data.get("by", "semver") != "semver":
+            raise ValueError("it needs by: semver")
+        return value
+
+    @field_validator("extract")
+    @classmethod
+    def _of_the_pattern(cls, value: str, info: ValidationInfo) -> str:
+        import regex  # noqa: PLC0415
+
+        known = regex.compile(info.data.get("pattern", ""))
+        for braced, bare, _ in GROUP_REFERENCE.findall(value):
+            name = braced or bare
+            if name and name not in known.groupindex and not (name.isdigit() and int(name) <= known.groups):
+                raise ValueError(f"the pattern has no group {name}; write ${{name}} before a letter")
+        return value
+
+    def __str__(self) -> str:
+        """Return such as `the highest version in ^1.2`."""
+        order = {
+            "semver": f"the highest version in {self.range}{' with pre-releases' * self.prereleases}",
+            "numerical": "the highest number",
+            "alphabetical": "the last in alphabetical order",
+        }[self.by]
+        of = f" of tags that match {self.pattern}" if self.pattern else ""
+        return one_line(order + of, 800)
 
 
 class FlowRequest(Checked):
@@ -171,8 +260,9 @@ class Request(FlowRequest):
     deployment: Name = Field(description="Exact name of the deployment, such as qapm-home.")
     target: str = Field(
         default="",
-        description="Block with the platform's credentials, as type-slug/name, or environment for the K8S_ "
-        f"variables; by default {DEFAULT_TARGET} if it is saved, else the variables.",
+        description="Block with the platform's credentials, as type-slug/name or type-slug for its default "
+        "block, such as kubernetes, or environment for the K8S_ variables; by default "
+        f"{DEFAULT_TARGET} if it is saved, else the variables.",
     )
     clusters: list[Cluster] | None = Field(
         default=None, description="Clusters to change; by default all clusters of the deployment."
@@ -193,6 +283,11 @@ class Request(FlowRequest):
     poll_attempts: PollAttempts = Field(default=20, description="Polls of the pods before the run times out.")
     grace_seconds: Seconds = Field(
         default=30, description="Seconds that a new pod may have problems before the run fails."
+    )
+    unblock: bool = Field(
+        default=False,
+        description="Delete pods of an earlier revision that are not ready and block their replacement, as "
+        "in a StatefulSet whose last release failed.",
     )
     lock_wait_seconds: Seconds = Field(
         default=600,
@@ -215,6 +310,20 @@ class ReleaseRequest(Request):
     images: dict[str, Image] | None = Field(
         default=None,
         description='Images that replace the template\'s, by container, such as {"web": "registry/web:2"}.',
+    )
+    newest: NewestPolicy | None = Field(
+        default=None,
+        description="Rule for the newest tag of `images` without a tag, by default of the only container; "
+        "tags that failed are left out.",
+    )
+    pin_digest: bool = Field(
+        default=False,
+        description="Release images by digest, as name:tag@sha256:….",
+    )
+    check_images: CheckImages | None = Field(
+        default=None,
+        description="auto refuses images that their registry does not have, and warns if it does not answer; "
+        "require refuses then, too; warn only warns. By default PREFECT_ROLLOUT_CHECK_IMAGES, or auto.",
     )
     on_failure: OnFailure = Field(
         default="stop",
@@ -239,8 +348,11 @@ class RollbackRequest(Request):
 class ScaleRequest(Request):
     """A request to change the number of pods."""
 
-    replicas: Annotated[int, Field(strict=True, ge=1, le=32)] = Field(
+    replicas: Annotated[int, Field(strict=True, ge=0, le=10_000)] = Field(
         description="Number of pods in each cluster."
+    )
+    force: bool = Field(
+        default=False, description="Scale even if something else, such as an autoscaler, sets the replicas."
     )
 
 

@@ -8,6 +8,7 @@ from pydantic import (
     Field,
 )
 
+from prefect_rollout.release.image_facts import CheckedImage
 from prefect_rollout.release.plan import ReleasePlan
 from prefect_rollout.release.request import Action
 from prefect_rollout.text import number, one_line
@@ -56,6 +57,12 @@ class ClusterResult(BaseModel):
     images_before: dict[str, str] | None = Field(
         default=None, description="That template's images; null if unknown."
     )
+    object: str = Field(
+        default="",
+        description="The platform's object that holds the template, such as ReplicaSet web-5d8f.",
+    )
+    object_before: str = Field(default="", description="The same for the template online before.")
+    commands: list[str] = Field(default=[], description="Commands to see more of it, for a person to copy.")
     online: int | str | None = Field(
         default=None,
         description="The template online at the last look; null if none or unknown.",
@@ -84,6 +91,10 @@ class ClusterResult(BaseModel):
         return f"{name} has template {one_line(self.online, 40)} online ({pods})"
 
 
+BACK = {True: ", rolled back", False: ", rollback failed", None: ""}
+"""`rolled_back` in words, after an outcome."""
+
+
 def cloud_words(cloud: str, target: str) -> str:
     """Return text such as `https://k8s.qihoo.net (container-cloud/default)`; empty if neither is known."""
     return f"{cloud or 'unknown'} ({target})" if target else cloud
@@ -110,9 +121,13 @@ class ReleaseResult(BaseModel):
         default=None, description="The template that was chosen as its base."
     )
     notes: list[str] = Field(
-        default=[], description="Templates that were skipped, why, and how to release them anyway."
+        default=[],
+        description="Templates that were skipped, why, and how to release them anyway; images with problems.",
     )
     images: dict[str, str] = {}
+    checked: list[CheckedImage] = Field(
+        default=[], description="The images as their registries had them; empty if none was asked."
+    )
     clusters: list[ClusterResult] = []
     evidence: str | None = Field(
         default=None,

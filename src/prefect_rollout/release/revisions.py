@@ -29,9 +29,9 @@ class Entry(BaseModel):
 class Record(BaseModel):
     """The record of a flow run: its deployment and clusters, and the last event of each revision in each."""
 
-    platform: str  # `Platform.identity`
+    platform: str  # `Platform.realm`
     deployment: str  # id, as text
-    clusters: list[str]
+    clusters: list[str]  # `Platform.place`
     seen: dict[str, dict[str, Entry]] = {}  # by revision and cluster
 
     @classmethod

@@ -30,7 +30,8 @@ class Workload(BaseModel):
         app_id: the app's id.
         app: the app's name.
         id: the deployment's id.
-        name: the deployment's name.
+        name: the deployment's name, unique in its app and the same however it was asked for. A platform
+            with several kinds of them puts the kind in front, such as `statefulset/web`.
         handle: private data of the platform's client.
     """
 
@@ -47,11 +48,18 @@ class Placement(BaseModel):
     Attributes:
         replicas: configured replicas, `{cluster: replicas}`; `None` if something else sets them, such as an
             autoscaler or the nodes that a DaemonSet runs on.
+        scaled_by: what sets the replicas, `{cluster: name}`, such as an autoscaler; a scale is refused there.
+        scalable: fewest and most replicas that a scale may ask for.
+        notes: what people should know before they change the workload, `{cluster: clauses}`, such as a tool
+            that may revert the change.
         in_place: the platform updates pods in place, so that they keep their names.
         strategy: the way in which new pods replace old ones, if the platform says so.
     """
 
     replicas: dict[str, int | None]
+    scalable: tuple[int, int] = (0, 10_000)
+    notes: dict[str, list[str]] = {}
+    scaled_by: dict[str, str] = {}
     in_place: bool = False
     strategy: Strategy | None = None
 
@@ -65,6 +73,7 @@ class Revision(BaseModel):
             the same pods.
         problem: the reason why the revision cannot be read; empty if it can.
         made_by: id of the flow run that created it.
+        age: sort key of its creation: that of a newer revision is greater; `None` if unknown.
     """
 
     id: Id
@@ -72,10 +81,15 @@ class Revision(BaseModel):
     digest: str = ""
     problem: str = ""
     made_by: str | None = None
+    age: tuple[int, int, str] | None = None
 
     def runs_like(self, other: "Revision") -> bool:
         """Return whether both revisions run the same pods."""
         return (self.digest, self.images) == (other.digest, other.images)
+
+    def is_older_than(self, other: "Revision | None") -> bool:
+        """Return whether it was created before the other one; unknown counts as no."""
+        return other is not None and self.age is not None and other.age is not None and self.age < other.age
 
 
 class ListedRevision(Revision):
@@ -150,6 +164,7 @@ class Baseline(BaseModel):
     Attributes:
         online: the revision that the cluster was last asked for; `None` if there is none.
         revision: the same revision with its images; `None` if it can no longer be read.
+        revision_object: the platform's own object that holds it, such as `ReplicaSet web-5d8f9c`.
         pods: `{pod: state}`; `None` if the platform does not list them.
         generation: generation of the workload, if the platform reports it.
         desired: replicas that the platform was last asked for, if it reports them.
@@ -157,6 +172,7 @@ class Baseline(BaseModel):
 
     online: Id | None = None
     revision: Revision | None = None
+    revision_object: str = ""
     pods: dict[str, str | None] | None = None
     generation: int | None = None
     desired: int | None = None

@@ -8,7 +8,7 @@ from prefect_rollout.release.images import ALLOW, RAN_BEFORE, refuse_images
 from prefect_rollout.runs.step import tags_of_the_run
 
 
-async def check_images(
+async def refuse_forbidden_images(
     target: str,
     coming: Mapping[str, str],
     named: Mapping[str, str],

@@ -16,7 +16,7 @@ from prefect.exceptions import Abort, MissingResult, Pause, PrefectException, Te
 from prefect_rollout.batch.errors import BatchFailedError
 from prefect_rollout.batch.plan import BatchRequest, Plan, Release
 from prefect_rollout.batch.result import BatchResult, Row, Stage, hash_of, show
-from prefect_rollout.blocks import choose_target
+from prefect_rollout.blocks import choose_target, forget_blocks
 from prefect_rollout.blocks.target import Chosen
 from prefect_rollout.errors import (
     ConfigurationError,
@@ -262,6 +262,8 @@ class Batch:
             NotApprovedError: a person rejected a wave, or nobody approved it in time.
         """
         rows = {row.name: row for row in self.result.releases}
+        if expected:
+            forget_blocks()  # a tag may have moved since the plans were made
         async with self._children("release") as children:
             await self._note_earlier_tries(children, rows)
             while True:

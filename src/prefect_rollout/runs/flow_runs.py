@@ -19,7 +19,7 @@ from prefect.client.schemas.sorting import FlowRunSort
 from prefect.context import FlowRunContext
 from prefect.states import Cancelling
 
-from prefect_rollout.ids import same_id
+from prefect_rollout.ids import names_deployment, same_id
 from prefect_rollout.release.images import ALLOW, UNLISTED
 from prefect_rollout.release.request import Action, Checked, Request
 from prefect_rollout.release.result import Outcome
@@ -123,11 +123,17 @@ class Wanted(NamedTuple):
             is_release(run)
             and (self.dry_runs or not asked.get("dry_run"))
             and (not self.app_id or same_id(asked.get("app_id", ""), self.app_id))
-            and (not self.deployment or asked.get("deployment") == self.deployment)
+            and (not self.deployment or self._names(run))
             and self.running in {None, state is not None and not state.is_final()}
             and (not self.outcome or self.outcome == outcome_of(state))
             and self.requested_by.lower() in str(asked.get("requested_by") or "").lower()
         )
+
+    def _names(self, run: FlowRun) -> bool:
+        """Return whether the run is of the deployment, whose own name is in the tags of its lock."""
+        asked = str(run.parameters.get("deployment", ""))
+        own = deployment_tags("", self.deployment)[1] in run.tags
+        return own or names_deployment(self.deployment, asked) or names_deployment(asked, self.deployment)
 
 
 async def pages(

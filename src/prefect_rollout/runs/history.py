@@ -26,9 +26,10 @@ from prefect.client.schemas.sorting import ArtifactSort, FlowRunSort
 from pydantic import AwareDatetime, BaseModel, ValidationError
 
 from prefect_rollout.errors import InputError
-from prefect_rollout.ids import same_id
+from prefect_rollout.ids import names_deployment, same_id
+from prefect_rollout.release.image_facts import with_digests
 from prefect_rollout.release.request import Action
-from prefect_rollout.release.result import ClusterResult, Outcome, ReleaseResult
+from prefect_rollout.release.result import BACK, ClusterResult, Outcome, ReleaseResult
 from prefect_rollout.release.revisions import Record
 from prefect_rollout.release.windows import iso_time
 from prefect_rollout.runs import flow_runs
@@ -55,7 +56,7 @@ class Change(BaseModel):
         before: the template that was online before.
         after: the template that was online at the last observation; `as before` if nothing was written.
         ready: new pods that were ready, of the desired pods.
-        images: the images that changed, as `container: before → after`.
+        images: the images that changed, as `container: before → after`, with the digests that were read.
     """
 
     when: AwareDatetime
@@ -112,7 +113,7 @@ def changes(result: ReleaseResult, when: datetime) -> list[Change]:
             app_id=one_line(result.app_id),
             deployment=one_line(result.deployment),
             action=result.action.value,
-            outcome=result.outcome.value + _BACK[cluster.rolled_back],
+            outcome=result.outcome.value + BACK[cluster.rolled_back],
             cloud=one_line(result.cloud) or UNKNOWN,
             target=one_line(result.target) or UNKNOWN,
             cluster=one_line(cluster.cluster),
@@ -132,9 +133,6 @@ def changes(result: ReleaseResult, when: datetime) -> list[Change]:
     ]
 
 
-_BACK = {True: ", rolled back", False: ", rollback failed", None: ""}
-
-
 def _id(template_id: int | str | None) -> str:
     return "none or unknown" if template_id is None else one_line(template_id, 80)
 
@@ -150,8 +148,9 @@ def _images(result: ReleaseResult, cluster: ClusterResult) -> str:
     if cluster.online is None or not same_id(cluster.online, cluster.template):
         return ""
     before = cluster.images_before or {}
+    after = with_digests(result.images, result.checked)
     return ", ".join(
-        one_line(f"{container}: {before.get(container, 'unknown')} → {image}", 1000)
+        one_line(f"{container}: {before.get(container, 'unknown')} → {after[container]}", 1000)
         for container, image in sorted(result.images.items())
         if before.get(container) != image
     )
@@ -274,7 +273,7 @@ def select(found: Iterable[Change], wanted: Wanted) -> list[Change]:
         change
         for change in found
         if (wanted.app_id is None or change.app_id == one_line(wanted.app_id))
-        and (wanted.deployment is None or change.deployment == one_line(wanted.deployment))
+        and (wanted.deployment is None or names_deployment(one_line(wanted.deployment), change.deployment))
         # An unknown cluster may be any.
         and (wanted.cluster is None or change.cluster in {one_line(wanted.cluster), UNKNOWN})
         and (wanted.since is None or change.when >= wanted.since)

@@ -180,7 +180,8 @@ def asked_for(parameters: Mapping[str, Any]) -> str:
 
 def tags_of(images: Iterable[str]) -> str:
     """Return the tags of images, such as `1.4.2 +1`."""
-    tags = sorted({image.rpartition("/")[2].partition(":")[2] or "latest" for image in images})
+    names = (image.partition("@")[0].rpartition("/")[2] for image in images)
+    tags = sorted({name.partition(":")[2] or "latest" for name in names})
     return one_line(tags[0], 80) + (f" +{len(tags) - 1}" if len(tags) > 1 else "")
 
 

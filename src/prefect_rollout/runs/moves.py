@@ -45,7 +45,8 @@ class Move(BaseModel):
             generation_before=self.before.generation,
             changed=self.changed,
             in_place=self.in_place,
-            restarted=self.restarted,
+            # A restart that makes a revision tells its pods apart by that: a StatefulSet keeps their names.
+            restarted=self.restarted and same_or_none(applied.revision, self.before.online),
         )
 
 
@@ -83,7 +84,14 @@ def published_between(cluster: str, now: Id | None, before: Id | None) -> Confli
     )
 
 
-async def nothing_between(platform: Platform, workload: Workload, moves: Sequence[Move]) -> None:
+def restart_key(release_id: str, cluster: str) -> str:
+    """Return the idempotency key of a restart."""
+    return f"{release_id}:restart:{cluster}"
+
+
+async def nothing_between(
+    platform: Platform, workload: Workload, moves: Sequence[Move], release_id: str
+) -> None:
     """Check that each cluster has the revision from before the run, or the one that the run publishes.
 
     Raises:
@@ -92,7 +100,12 @@ async def nothing_between(platform: Platform, workload: Workload, moves: Sequenc
     online = await platform.online(workload)
     for move in moves:
         now, before = online.get(move.cluster), move.before.online
-        if not same_or_none(now, before) and not same_or_none(now, move.revision):
+        ours = same_or_none(now, before) or same_or_none(now, move.revision)
+        if move.restarted and not ours:  # on some platforms a restart makes a revision
+            key = restart_key(release_id, move.cluster)
+            done = await platform.restarted(workload, move.cluster, move.before, key=key)
+            ours = done is not None and same_or_none(now, done.revision)
+        if not ours:
             raise published_between(move.cluster, now, before)
 
 

@@ -80,11 +80,16 @@ def _uuid(text: str | None) -> UUID | None:
 
 
 def _past(run: FlowRun, platform: Platform, workload: Workload) -> Past | None:
-    """Return a run's record; `None` if it has none, or one of another deployment or platform."""
+    """Return a run's record, with the names of clusters here; `None` if it is not of this deployment."""
     record = Record.read(run.labels.get(RECORD))
     if record is None or run.state is None:
         return None
-    if (record.platform, record.deployment) != (platform.identity, str(workload.id)):
+    if (record.platform, record.deployment) != (platform.realm, str(workload.id)):
         return None
+    record.clusters = [platform.cluster_at(place) for place in record.clusters]
+    record.seen = {
+        revision: {platform.cluster_at(place): entry for place, entry in seen.items()}
+        for revision, seen in record.seen.items()
+    }
     state = run.state
     return Past(str(run.id), run.name, state.type.value, state.timestamp, record)

@@ -13,6 +13,7 @@ from prefect_rollout.errors import (
     ClusterNotFoundError,
     ConfigurationError,
     ConflictError,
+    InputError,
     NotApprovedError,
     PlanChangedError,
     ReleaseError,
@@ -22,6 +23,7 @@ from prefect_rollout.errors import (
 )
 from prefect_rollout.ids import Id, same_or_none
 from prefect_rollout.platforms.port import Platform
+from prefect_rollout.release.image_facts import CheckedImage
 from prefect_rollout.release.plan import UNSEEN, Procedure, ReleasePlan, Target, release_plan
 from prefect_rollout.release.plan_words import summary
 from prefect_rollout.release.replicas import Replicas, kept, released
@@ -112,7 +114,8 @@ class Run:
                 advice="Start a new release there, or restore the target and retry the run.",
                 field="target",
             )
-        self.workload, self.result.app = workload, workload.app
+        self.workload = workload
+        self.result.app, self.result.deployment = workload.app, workload.name
 
     async def begin(self, placement: Placement, way_back: WayBack | None = None, *, lock: bool) -> bool:
         """Record the result of step 2, and wait for the release windows and, with `lock`, for the locks.
@@ -130,6 +133,7 @@ class Run:
             WindowClosedError: a release window is closed for longer than the request waits.
             LockedError: another release held a lock for longer than the request waits.
             ConflictError: the clusters of the deployment have changed meanwhile.
+            InputError: the platform does not allow so many or so few replicas.
             WorkloadError: the run sets replicas that something else sets.
         """
         request, result = self.request, self.result
@@ -138,10 +142,16 @@ class Run:
         written = None if request.writes and may_have_run_before() else False
         replicas = placement.replicas
         if isinstance(request, ScaleRequest):
-            _refuse_replicas_of_others(self.workload.name, placement)
+            _check_scale(request, self.workload.name, placement)
             replicas = dict.fromkeys(replicas, request.replicas)
         result.clusters = [
-            ClusterResult(cluster=name, replicas=count, published=written) for name, count in replicas.items()
+            ClusterResult(
+                cluster=name,
+                replicas=count,
+                published=written,
+                commands=self.platform.commands(self.workload, name),
+            )
+            for name, count in replicas.items()
         ]
         if request.canary is not None and request.canary not in placement.replicas:
             raise ClusterNotFoundError.named(
@@ -163,7 +173,7 @@ class Run:
         """Lock all clusters of the run, unless it holds their locks; see `begin`."""
         request, workload = self.request, self.workload
         if self._record is not None:
-            if not set(self.clusters) <= set(self._record.clusters):
+            if not {self.platform.place(name) for name in self.clusters} <= set(self._record.clusters):
                 raise ConflictError(
                     "the clusters of the deployment changed while this run waited for its lock",
                     advice="Start a new release; nothing was written.",
@@ -171,13 +181,14 @@ class Run:
             return False
         # An earlier attempt may have recorded something.
         record = Record.read(self.guard.run.labels.get(RECORD)) or Record(
-            platform=self.platform.identity, deployment=str(workload.id), clusters=[]
+            platform=self.platform.realm, deployment=str(workload.id), clusters=[]
         )
-        record.clusters = sorted({*record.clusters, *self.clusters})
-        deployment = (self.platform.identity, workload.app_id, request.deployment)
+        places = [self.platform.place(name) for name in self.clusters]
+        record.clusters = sorted({*record.clusters, *places})
+        deployment = (self.platform.realm, workload.app_id, workload.name)
         waited = await self.guard.lock(
-            [lock_name(*deployment, name) for name in self.clusters],
-            tags=deployment_tags(workload.app_id, request.deployment),
+            [lock_name(*deployment, place) for place in places],
+            tags=deployment_tags(workload.app_id, workload.name),
             labels={RECORD: record.model_dump_json()},
             wait_seconds=request.lock_wait_seconds,
         )
@@ -192,13 +203,15 @@ class Run:
         self,
         baseline: Mapping[str, Baseline],
         after: Mapping[str, Revision],
-        images: Mapping[str, str] | None = None,
+        images: Mapping[str, Mapping[str, str]] | None = None,
         *,
         creates: bool = False,
+        checked: Sequence[CheckedImage] = (),
     ) -> ReleasePlan:
         """Return the plan to publish `after` to each cluster or, with `creates`, a new revision based on it.
 
-        The new revision has `images`; without them, those of `after`.
+        The new revision of each cluster has its `images`; without them, those of `after`. `checked` has them
+        as their registries do.
         """
         chosen = {str(each.id): each for each in after.values() if isinstance(each, Chosen)}.values()
         return release_plan(
@@ -208,7 +221,7 @@ class Run:
                     cluster=name,
                     before=baseline[name],
                     after=after[name],
-                    images=after[name].images if images is None else images,
+                    images=after[name].images if images is None else images[name],
                     replicas=self._replicas(name, baseline[name]),
                 )
                 for name in self.clusters
@@ -222,15 +235,18 @@ class Run:
             procedure=Procedure.of(self.request),
             notes=[note for each in chosen for note in each.notes],
             unknown=[each.id for each in chosen if each.unknown],
+            checked=checked,
         )
 
     def _replicas(self, cluster: str, before: Baseline) -> Replicas:
-        configured = self.placement.replicas[cluster]
-        match self.result.action:
-            case Action.SCALE:
-                return Replicas(self.cluster(cluster).replicas)
-            case Action.RESTART:
-                return kept(before.desired, before.pods, configured)
+        configured, by = self.placement.replicas[cluster], self.placement.scaled_by.get(cluster)
+        if self.result.action is Action.SCALE:
+            note = f"{by} may change them again" if by else ""
+            return Replicas(self.cluster(cluster).replicas, note)
+        if by:
+            return Replicas(None, f"replicas are set by {by}")
+        if self.result.action is Action.RESTART:
+            return kept(before.desired, before.pods, configured)
         return released(before.desired, before.pods, configured)
 
     def planned(self, plan: ReleasePlan) -> None:
@@ -283,8 +299,13 @@ class Run:
             before, revision = baseline[cluster.cluster], after[cluster.cluster]
             cluster.template, cluster.template_before = revision.id, before.online
             cluster.images_before = before.revision.images if before.revision else None
+            cluster.object_before = before.revision_object
             cluster.replicas = planned.replicas
-            cluster.note = "; ".join(note for note in planned.notes if note != UNSEEN)
+            online = self.result.action is Action.DEPLOY and same_or_none(before.online, revision.id)
+            notes = (
+                ["nothing to release: this template is online", *planned.notes] if online else planned.notes
+            )
+            cluster.note = "; ".join(note for note in notes if note != UNSEEN)
             stays = self.result.action is Action.SCALE
             moves.append(
                 Move(
@@ -305,7 +326,7 @@ class Run:
         cluster.published = cluster.ready = None  # unknown until the write returns; `look` reads it
         accepted = self.guard.accepted
         done = await writing
-        cluster.published = True
+        cluster.published, cluster.template = True, done.applied.revision
         self.tell_published(cluster, done.applied.revision, since=accepted)
         known = move.before.pods
         expected = move.expected(done.applied, done.pods if known is None else known | (done.pods or {}))
@@ -328,7 +349,7 @@ class Run:
         """
         if may_have_run_before():
             # Others may have published since the baseline was read.
-            await nothing_between(self.platform, self.workload, moves)
+            await nothing_between(self.platform, self.workload, moves, self.result.release_id)
         stages = stages_of(moves, self.request)
         for stage in stages:
             if stage.after and self.request.pause_seconds:
@@ -362,7 +383,7 @@ class Run:
         now, tags = datetime.now(UTC), set()
         for event, revision, cluster in entries:
             if revision is not None:
-                self._record.note(event, revision, cluster, now)
+                self._record.note(event, revision, self.platform.place(cluster), now)
                 # A revision names the run that created it; other runs are found by a tag.
                 tags |= set() if same_or_none(revision, made) else {revision_tag(revision)}
         await self.guard.label({**(labels or {}), RECORD: self._record.model_dump_json()}, tags)
@@ -423,6 +444,7 @@ class Run:
         for judged in verdict.clusters:
             cluster = self.cluster(judged.cluster)
             cluster.ready, cluster.pods = judged.ready, judged.pods or []
+            cluster.object = judged.revision_object
             cluster.running = None if judged.pods is None else running(judged.pods)
 
     async def look(self) -> None:
@@ -441,11 +463,17 @@ class Run:
             self.note(error.verdict)
 
 
-def _refuse_replicas_of_others(deployment: str, placement: Placement) -> None:
-    for cluster, count in placement.replicas.items():
-        if count is None:
-            raise WorkloadError(
-                f"something else, such as an autoscaler, sets the replicas of {one_line(deployment, 120)} "
-                f"in {one_line(cluster, 80)}",
-                advice="Change its bounds there; nothing was written.",
-            )
+def _check_scale(request: ScaleRequest, deployment: str, placement: Placement) -> None:
+    fewest, most = placement.scalable
+    if not fewest <= request.replicas <= most:
+        raise InputError(
+            f"replicas: {request.replicas} is not between {fewest} and {most}, which the platform allows",
+            field="replicas",
+        )
+    for cluster, by in placement.scaled_by.items() if not request.force else ():
+        raise WorkloadError(
+            f"the replicas of {one_line(deployment, 120)} in {one_line(cluster, 80)} are set by "
+            f"{one_line(by, 120)}",
+            advice="Change its bounds there, or scale with force until it scales again; nothing was written.",
+            cluster=cluster,
+        )

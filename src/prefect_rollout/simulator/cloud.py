@@ -113,6 +113,7 @@ class Cloud:
     @_locked
     def set_faults(self, faults: Sequence[Fault]) -> None:
         """Replaces the faults, with counters at nothing."""
+        self.faults.replaced.set()
         self.faults = FaultPlan(faults)
 
     @_locked

@@ -1,5 +1,7 @@
 """Faults on the wire: which answers are spoilt, and how."""
 
+import asyncio
+import contextlib
 import random
 from collections.abc import Collection
 from typing import Annotated, Any, Literal, Self
@@ -51,7 +53,7 @@ class Fault(BaseModel):
     """One fault. It strikes every call that it concerns unless `nth`, `probability` or `times` limit it.
 
     - `status`: an error `status`, with `sub_code`, `message` and `retry_after`, or with an HTML body.
-    - `delay`: the true answer, `seconds` late.
+    - `delay`: the true answer, `seconds` late, or as soon as the faults are replaced.
     - `reset_before`, `reset_after`: a TCP reset before, or after, the call took effect.
     - `cut`: the true answer's headers and half its body, then the connection ends.
     - `malformed`: half the true answer's body with a length that fits: broken JSON.
@@ -126,6 +128,7 @@ class FaultPlan:
 
     def __init__(self, faults: Collection[Fault]) -> None:
         self._armed = [_Armed(fault) for fault in faults]
+        self.replaced = asyncio.Event()
 
     def strike(self, call: str, clusters: Collection[str], deployment: str | None) -> Fault | None:
         """The fault that this call meets: the first in order that is due. Counts the call for all."""
@@ -135,6 +138,12 @@ class FaultPlan:
                 armed.struck += 1
                 struck = armed.fault
         return struck
+
+    async def delay(self, fault: Fault | None) -> None:
+        """Wait for the seconds of a delay, or until the faults are replaced."""
+        if fault is not None and fault.seconds:
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.replaced.wait(), fault.seconds)
 
 
 class _Armed:

@@ -177,6 +177,7 @@ def _greeting(server: SimulatorServer) -> str:
         f"export K8S_API_URL={server.url}",
         f"export K8S_KEY_ID={shlex.quote(scenario.key_id)}",
         f"export K8S_SECRET_KEY={shlex.quote(scenario.secret_key)}",
+        "export PREFECT_ROLLOUT_CHECK_IMAGES=off",  # no registry has its images
         f"export K8S_APP_ID={app.id}" if app else "",
         f"export K8S_DEPLOY_NAME={shlex.quote(deployment.name)}" if deployment else "",
         "",

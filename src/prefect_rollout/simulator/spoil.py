@@ -73,8 +73,6 @@ async def deliver(fault: Fault | None, answer: Answer, receive: Receive, send: S
     """Gives the answer in the way that the fault says."""
     kind = fault.kind if fault else None
     half = answer.body[: len(answer.body) // 2]
-    if fault is not None and fault.seconds:
-        await asyncio.sleep(fault.seconds)
     if kind in {None, "delay", "status", "html", "empty"}:
         await _send(send, answer)
     elif kind == "malformed":

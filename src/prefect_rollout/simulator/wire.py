@@ -67,11 +67,13 @@ class Wire:
         except ClientGone:
             return
         call, clusters, deployment = self._identify(scope)
-        fault = self._cloud.faults.strike(call, clusters, deployment) if call else None
+        faults = self._cloud.faults
+        fault = faults.strike(call, clusters, deployment) if call else None
         request = dict(scope)  # as it arrived; the layers below change theirs
         answer = await self._answer(scope, body, fault)
         if request["path"].startswith(self._prefix):
             self._note(request, body, call, fault, answer)
+        await faults.delay(fault)
         await deliver(fault, answer, receive, send)
 
     async def _answer(self, scope: Scope, body: bytes | None, fault: Fault | None) -> Answer:

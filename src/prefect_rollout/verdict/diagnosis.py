@@ -24,6 +24,7 @@ class Category(StrEnum):
     UNSCHEDULABLE = "Unschedulable"
     QUOTA_EXCEEDED = "QuotaExceeded"
     CONTAINER_NOT_READY = "ContainerNotReady"
+    SETTLING = "Settling"
     POD_PENDING = "PodPending"
     UNKNOWN_STATE = "UnknownState"
     NO_PODS = "NoPods"
@@ -33,6 +34,9 @@ class Category(StrEnum):
     UNCONFIRMED = "Unconfirmed"
     REPLICAS_DIFFER = "ReplicasDiffer"
     BASELINE_UNKNOWN = "BaselineUnknown"
+    POD_CREATION_FAILED = "PodCreationFailed"
+    PROGRESS_DEADLINE_EXCEEDED = "ProgressDeadlineExceeded"
+    SUPERSEDED = "Superseded"
 
     # Problems before or outside the pods.
     INVALID_INPUT = "InvalidInput"
@@ -88,17 +92,21 @@ _WORDS: dict[Category, tuple[str, str]] = {
         "the container runs and is not ready",
         "Does the readiness probe answer? If the app only needs longer, start again with more polls.",
     ),
+    Category.SETTLING: (
+        "the pod is ready, and has to stay ready for some seconds",
+        "It only needs longer: start again with more polls.",
+    ),
     Category.POD_PENDING: (
         "the pod is pending and no reason is reported",
-        "Look at the pod's events in the cloud's console: it waits for a node, an image or a volume.",
+        "Look at the pod's events: it waits for a node, an image or a volume.",
     ),
     Category.UNKNOWN_STATE: (
         "the pod is in no state that counts as ready",
-        "Look at the pod in the cloud's console: is its node alive, and was the pod evicted?",
+        "Is the pod's node alive, and was the pod evicted?",
     ),
     Category.NO_PODS: (
         "no pod is listed",
-        "Look at the deployment's events in the cloud's console: does anything refuse its pods?",
+        "Look at the deployment's events: does anything refuse its pods?",
     ),
     Category.OLD_PODS_LEFT: (
         "old pods are still running",
@@ -106,11 +114,11 @@ _WORDS: dict[Category, tuple[str, str]] = {
     ),
     Category.NOT_OBSERVED: (
         "the cluster has not acted on the publish",
-        "Look in the cloud's console which template is online there, and whether someone else published.",
+        "Which template is online there, and did someone else publish?",
     ),
     Category.NO_STATUS: (
         "no status is reported",
-        "Can the cloud reach the cluster? Ask its operators, then look at the deployment in its console.",
+        "Can the platform reach the cluster? Ask its operators, then look at the deployment there.",
     ),
     Category.UNCONFIRMED: (
         "seen once; a second poll has to confirm it",
@@ -122,17 +130,29 @@ _WORDS: dict[Category, tuple[str, str]] = {
     ),
     Category.BASELINE_UNKNOWN: (
         "new and old pods cannot be told apart",
-        "Look in the cloud's console which template its pods run; a restart replaces them all.",
+        "Which template do its pods run? A restart replaces them all.",
+    ),
+    Category.POD_CREATION_FAILED: (
+        "the cluster refuses to create pods",
+        "Create what the message names, such as a service account, or ask who runs the admission webhook.",
+    ),
+    Category.PROGRESS_DEADLINE_EXCEEDED: (
+        "the rollout made no progress within the workload's deadline",
+        "Find out why the new pods are not ready. If they only need longer, raise progressDeadlineSeconds.",
+    ),
+    Category.SUPERSEDED: (
+        "another change followed before the release was complete",
+        "Look at what is live now and who changed it; start a new release if it should change.",
     ),
     Category.INVALID_INPUT: ("a value cannot be used", "Correct the value and start again."),
     Category.CONFIGURATION: (
         "a setting is missing or unusable",
         "Run `prefect-rollout configure`, or correct the block in the Prefect UI.",
     ),
-    Category.NOT_FOUND: ("the platform does not have it", "Look up its name in the cloud's console."),
+    Category.NOT_FOUND: ("the platform does not have it", "Look up its name on the platform."),
     Category.WORKLOAD: (
         "the deployment's configuration is incomplete",
-        "Complete the deployment's clusters and replicas in the cloud's console.",
+        "Complete the deployment's clusters and replicas.",
     ),
     Category.TEMPLATE: ("the template cannot be released", "Choose another template."),
     Category.UNAUTHENTICATED: (
@@ -212,6 +232,7 @@ class Diagnosis(BaseModel, frozen=True):
     resolution: str
     events: tuple[str, ...] = ()
     log_lines: tuple[str, ...] = ()
+    commands: tuple[str, ...] = ()
 
     @classmethod
     def of(

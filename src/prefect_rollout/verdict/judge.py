@@ -21,8 +21,7 @@ and reports the reason.
 
 from collections.abc import Iterator, Sequence
 
-from prefect_rollout.ids import same_id
-from prefect_rollout.text import one_line
+from prefect_rollout.ids import same_id, template_name
 from prefect_rollout.verdict.diagnosis import Category, Diagnosis
 from prefect_rollout.verdict.expected import Expected, Grace
 from prefect_rollout.verdict.pods import is_new, remember, shown
@@ -86,6 +85,8 @@ def _judge_cluster(
         miss(Category.NO_STATUS, "no status is reported")
         return verdict
     verdict.pods = now.pods
+    if now.revision is not None and same_id(now.revision, expected.revision):
+        verdict.revision_object = now.revision_object
     pods = _relevant(now, expected)
     verdict.strong = _reports_revisions(now, pods, expected)
     verdict.seen = [(pod.name, pod.state) for pod in pods]
@@ -121,6 +122,17 @@ def _judge_cluster(
         )
     for category, text in _differences(verdict, now, pods, len(ready), expected):
         miss(category, text)
+    for each in now.conditions:
+        waited = look.at - began.get(each.category, look.at) >= grace.seconds
+        final = each.ends == "at-once" or (each.ends == "after-grace" and waited)
+        miss(each.category, each.text, reported=each.reported, final=final)
+    if _is_superseded(expected, now):
+        miss(
+            Category.SUPERSEDED,
+            f"{template_name(now.revision)} has replaced it",
+            reported=now.changed_by,
+            final=True,
+        )
     confirmed = before is not None and before.seen is not None and set(before.seen) == set(verdict.seen)
     if not verdict.conditions and not verdict.strong and not confirmed:
         miss(Category.UNCONFIRMED, "seen once; a second poll has to confirm it")
@@ -196,11 +208,17 @@ def _reports_revisions(status: Status, pods: Sequence[Pod], expected: Expected) 
     return (labelled and not (expected.restarted and expected.in_place)) or (counted and replaced)
 
 
+def _is_superseded(expected: Expected, status: Status) -> bool:
+    """Return whether another change has followed the write."""
+    return status.current and status.revision is not None and not same_id(status.revision, expected.revision)
+
+
 def _disagreements(expected: Expected, status: Status) -> list[str]:
     """Return the reported revisions that do not agree with the published one."""
     missing = []
-    if status.revision is not None and not same_id(status.revision, expected.revision):
-        missing.append(f"template {one_line(status.revision, 80)} is still reported")
+    differs = status.revision is not None and not same_id(status.revision, expected.revision)
+    if differs and not _is_superseded(expected, status):
+        missing.append(f"{template_name(status.revision)} is still reported")
     if (
         status.generation is not None
         and status.observed_generation is not None
@@ -230,6 +248,7 @@ def _disagreements(expected: Expected, status: Status) -> list[str]:
 # The most specific first: pods, then the deployment.
 _ORDER = (
     Category.QUOTA_EXCEEDED,
+    Category.POD_CREATION_FAILED,
     Category.OLD_PODS_LEFT,
     Category.BASELINE_UNKNOWN,
     Category.NO_PODS,
@@ -238,6 +257,7 @@ _ORDER = (
     Category.REPLICAS_DIFFER,
     Category.UNCONFIRMED,
 )
+_RANKS = {category: rank for rank, category in enumerate(_ORDER)}
 
 
 def _diagnose(clusters: Sequence[ClusterVerdict], at: float) -> Diagnosis:
@@ -261,6 +281,7 @@ def _diagnose(clusters: Sequence[ClusterVerdict], at: float) -> Diagnosis:
             plain = memory.category in {
                 Category.POD_PENDING,
                 Category.CONTAINER_NOT_READY,
+                Category.SETTLING,
                 Category.UNKNOWN_STATE,
                 Category.UNCONFIRMED,
             }
@@ -276,7 +297,7 @@ def _diagnose(clusters: Sequence[ClusterVerdict], at: float) -> Diagnosis:
                 seconds=at - condition.since,
                 events=cluster.events,
             )
-            rank = 0 if condition.final else 3 + _ORDER.index(condition.category)
+            rank = 0 if condition.final else 3 + _RANKS.get(condition.category, 0)
             ranked.append(((rank, condition.since), diagnosis))
     return min(ranked, key=lambda each: each[0])[1] if ranked else Diagnosis.of(Category.NO_STATUS)
 

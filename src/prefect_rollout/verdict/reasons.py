@@ -17,6 +17,10 @@ EVENTS_SHOWN = 5
 LOG_LINES_SHOWN = 10
 
 
+SETTLING = "Settling"
+"""Reason of a pod that is ready, and has not been for as long as its platform requires."""
+
+
 class Tier(IntEnum):
     """The time after which a trouble ends a release."""
 
@@ -42,6 +46,7 @@ _WORDS: dict[str, tuple[Category, Tier]] = {
     "Unschedulable": (Category.UNSCHEDULABLE, Tier.AFTER_GRACE),
     "FailedScheduling": (Category.UNSCHEDULABLE, Tier.AFTER_GRACE),
     "FailedMount": (Category.CONTAINER_CONFIG_ERROR, Tier.NEVER),
+    SETTLING: (Category.SETTLING, Tier.NEVER),
     "Unhealthy": (Category.CONTAINER_NOT_READY, Tier.NEVER),
 }
 

@@ -4,12 +4,13 @@ A platform omits values that it does not know, and the verdict does not assume a
 """
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, Field
 
 from prefect_rollout.ids import CamelCase, Count, Id, Lenient
 from prefect_rollout.text import one_line
+from prefect_rollout.verdict.diagnosis import Category
 
 RUNNING = "Running"
 """The one state that means ready (contract: phase Running and Ready)."""
@@ -66,6 +67,22 @@ class Event(BaseModel, frozen=True):
         return one_line(f"{self.reason or 'Event'}{times}: {self.message}")
 
 
+class StatusCondition(BaseModel, frozen=True):
+    """A reason why the platform itself does not call the workload released, in addition to its pods.
+
+    Attributes:
+        category: the kind of problem.
+        text: the problem as a clause.
+        reported: the platform's own text.
+        ends: when it ends the release.
+    """
+
+    category: Category
+    text: str
+    reported: str | None = None
+    ends: Literal["never", "after-grace", "at-once"] = "never"
+
+
 class Status(BaseModel):
     """A workload's status in one cluster.
 
@@ -74,6 +91,10 @@ class Status(BaseModel):
         desired: replicas that the platform was last asked for.
         events: warnings of the workload and its pods, oldest first; `None` if they are not reported.
         revision: the revision that the platform was last asked for.
+        revision_object: the platform's own object that holds `revision`, such as `ReplicaSet web-5d8f9c`.
+        current: `revision` is never older than the last write, so that another one replaced it.
+        changed_by: who changed the revision last, and when, as a clause.
+        conditions: reasons why the platform itself does not call the workload released.
         generation: the workload's generation.
         observed_generation: the generation that the platform has acted on.
         updated_replicas: pods of the revision that was last asked for.
@@ -83,6 +104,10 @@ class Status(BaseModel):
     desired: Count | None = None
     events: list[Event] | None = None
     revision: Id | None = None
+    revision_object: str = ""
+    current: bool = False
+    changed_by: str = ""
+    conditions: list[StatusCondition] = []
     generation: Count | None = None
     observed_generation: Count | None = None
     updated_replicas: Count | None = None

@@ -40,6 +40,7 @@ class ClusterVerdict(BaseModel):
         old: pods of another revision.
         unclear: pods whose revision is unknown.
         pods: all pods that the platform lists; `None` if it lists none.
+        revision_object: the platform's own object that holds the new revision.
         strong: the platform reports revisions, and they agree.
         events: warnings that are not about a listed pod.
         memory: what is remembered of each new pod for the next observation.
@@ -56,6 +57,7 @@ class ClusterVerdict(BaseModel):
     old: list[Pod] = []
     unclear: list[Pod] = []
     pods: list[Pod] | None = None
+    revision_object: str = ""
     strong: bool = False
     events: tuple[str, ...] = ()
     memory: dict[str, PodMemory] = {}

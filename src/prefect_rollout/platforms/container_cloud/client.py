@@ -16,7 +16,7 @@ from prefect_rollout.errors import (
     UpgradeError,
 )
 from prefect_rollout.ids import CamelCase, Id, by_age, same_id
-from prefect_rollout.platforms.container_cloud.exchange import Exchange, cloud_identity, read
+from prefect_rollout.platforms.container_cloud.exchange import Exchange, read
 from prefect_rollout.platforms.container_cloud.payloads import (
     App,
     ClusterStatus,
@@ -27,8 +27,17 @@ from prefect_rollout.platforms.container_cloud.payloads import (
     placement_of,
     release_mark,
 )
+from prefect_rollout.platforms.http import host_of
 from prefect_rollout.platforms.polling import polled
-from prefect_rollout.release.workload import Applied, Change, ListedRevision, Placement, Revision, Workload
+from prefect_rollout.release.workload import (
+    Applied,
+    Baseline,
+    Change,
+    ListedRevision,
+    Placement,
+    Revision,
+    Workload,
+)
 from prefect_rollout.text import address, one_line, with_scheme
 from prefect_rollout.verdict.status import Observation, Status
 
@@ -55,13 +64,28 @@ class ContainerCloudClient:
 
     @property
     def identity(self) -> str:
-        return cloud_identity(self._cloud.base)
+        return host_of(self._cloud.base)
+
+    @property
+    def realm(self) -> str:
+        return self.identity
+
+    def place(self, cluster: str) -> str:
+        return cluster
+
+    def cluster_at(self, place: str) -> str:
+        return place
 
     def links(self) -> dict[str, str]:
         links = {"Container cloud": address(self._cloud.base)}
         if self._registry_url:
             links["Image registry"] = address(with_scheme(self._registry_url))
         return links
+
+    def commands(
+        self, workload: Workload, cluster: str, pod: str | None = None, container: str | None = None
+    ) -> list[str]:
+        return []
 
     # ---- reads ------------------------------------------------------------------------------
 
@@ -77,7 +101,8 @@ class ContainerCloudClient:
         try:
             app = read(App, await self._cloud.call("app", {"app_id": app_id}))
         except NotFoundError as error:
-            raise AppNotFoundError.named(app_id, app_id=app_id, **error.data) from error
+            advice = "Look up the app's id in the cloud's console; the key must belong to its project."
+            raise AppNotFoundError.named(app_id, advice=advice, app_id=app_id, **error.data) from error
         if not same_id(app.id, app_id):
             raise AppNotFoundError.named(app_id, [str(app.id)], app_id=app_id)
         return app
@@ -93,13 +118,24 @@ class ContainerCloudClient:
         near = difflib.get_close_matches(name, names, n=10, cutoff=0.4)
         others = sorted(set(names) - set(near))
         raise DeploymentNotFoundError.named(
-            name, [*near, *others][:20], f"in app {one_line(app_id, 80)}", app_id=app_id
+            name,
+            [*near, *others][:20],
+            f"in app {one_line(app_id, 80)}",
+            "Create it in the cloud's console.",
+            app_id=app_id,
         )
 
     def placement(self, workload: Workload, clusters: Sequence[str] | None = None) -> Placement:
         return placement_of(workload, clusters)
 
-    async def revisions(self, workload: Workload) -> list[ListedRevision]:
+    def groups(self, clusters: Sequence[str]) -> list[list[str]]:
+        return [list(clusters)]
+
+    @property
+    def starts_from_live(self) -> bool:
+        return False
+
+    async def revisions(self, workload: Workload, cluster: str | None = None) -> list[ListedRevision]:
         # Sorted here: an installation may sort in another order, or not at all.
         found = [template.listed for template in await self._templates(workload)]
         return sorted(found, key=lambda revision: by_age(revision.id), reverse=True)
@@ -113,7 +149,7 @@ class ContainerCloudClient:
             if template.deployment_id is None or same_id(template.deployment_id, workload.id)
         ]
 
-    async def revision(self, workload: Workload, revision: Id) -> Revision:
+    async def revision(self, workload: Workload, revision: Id, cluster: str | None = None) -> Revision:
         return (await self._template(workload, revision)).revision
 
     async def pod_template(self, workload: Workload, revision: Id) -> dict[str, Any]:
@@ -191,6 +227,7 @@ class ContainerCloudClient:
         clusters: Sequence[str],
         release_id: str,
         note: str,
+        requested_by: str,
         key: str,
     ) -> Change:
         body = {
@@ -222,6 +259,21 @@ class ContainerCloudClient:
         await self._cloud.call("publish", places, body={"replicas": replicas}, key=key)
         return Applied(revision=change.revision)
 
+    async def unblock(self, workload: Workload, cluster: str, *, revision: Id) -> list[str]:
+        return []
+
+    async def restarted(
+        self, workload: Workload, cluster: str, before: Baseline, *, key: str
+    ) -> Applied | None:
+        # The generation is newer, or there is a pod that was not there before.
+        now = (await self.status(workload, [cluster])).get(cluster)
+        if now is None or before.online is None:
+            return None
+        arrived = before.pods is not None and not set(now.pod_states or {}) <= set(before.pods)
+        if now.generation is not None and before.generation is not None:
+            arrived = arrived or now.generation > before.generation
+        return Applied(revision=before.online) if arrived else None
+
     async def restart(self, workload: Workload, cluster: str, *, online: Id, key: str) -> Applied:
         await self._cloud.call("restart", {**_places(workload), "cluster": cluster}, body={}, key=key)
         return Applied(revision=online)
@@ -252,6 +304,7 @@ def _only(created: Sequence[Id]) -> Id:
         listed = ", ".join(one_line(template_id, 40) for template_id in created) or "none"
         raise UpgradeError(
             f"the upgrade must create one new template for all clusters, and created: {listed}",
+            advice="Nothing was published. Look at the deployment's templates in the cloud's console.",
             template_ids=list(created),
         )
     return created[0]

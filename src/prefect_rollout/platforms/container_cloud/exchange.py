@@ -6,14 +6,9 @@ installation can replace its [X] paths through the path table.
 
 import asyncio
 import re
-import ssl
 import traceback
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
-from functools import cache
-from ipaddress import ip_address
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Self, TypeVar
 from urllib.parse import quote, urlencode
@@ -39,6 +34,7 @@ from prefect_rollout.errors import (
     UnusableAnswerError,
 )
 from prefect_rollout.ids import CamelCase, Id, first_mistake, usable_id
+from prefect_rollout.platforms.http import seconds_to_wait, trust, untrusted
 from prefect_rollout.text import masked, one_line
 
 T = TypeVar("T")
@@ -83,25 +79,6 @@ class PathTable(BaseModel):
         return path
 
 
-def cloud_identity(api_url: str) -> str:
-    """Return the normalized host and port of an address.
-
-    It ignores letter case, a final dot, the default port, and the way in which an IP address or localhost is
-    written. Names are not resolved: two names of the same host are different clouds.
-    """
-    try:
-        url = httpx.URL(api_url)
-    except httpx.InvalidURL:
-        return api_url
-    if not (host := url.raw_host.decode("ascii").rstrip(".")):
-        return api_url
-    with suppress(ValueError):
-        ip = ip_address(host)
-        ip = getattr(ip, "ipv4_mapped", None) or ip
-        host = "localhost" if ip.is_loopback else f"[{ip}]" if ip.version == 6 else str(ip)
-    return host if url.port is None else f"{host}:{url.port}"
-
-
 class Exchange:
     """Exchanges with the cloud over one pool of connections.
 
@@ -135,7 +112,7 @@ class Exchange:
         with _as_ours("connect"):
             self._http = httpx.AsyncClient(
                 auth=signer,
-                verify=_trust(ca_file),
+                verify=trust(ca_file),
                 timeout=httpx.Timeout(request_timeout_seconds, connect=connect_timeout_seconds),
                 # A redirect would send the signature to another address.
                 follow_redirects=False,
@@ -245,25 +222,6 @@ def _segment(place: str, value: Id | None) -> str:
         raise InputError(f"{place}: {error}", field=place) from None
 
 
-@cache
-def _system_trust() -> ssl.SSLContext:
-    """Return the system's trusted certificates. They are cached: loading takes longer than a request."""
-    return ssl.create_default_context()
-
-
-def _trust(ca_file: Path | None) -> ssl.SSLContext:
-    if ca_file is None:
-        return _system_trust()
-    try:
-        return ssl.create_default_context(cafile=str(ca_file))
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigurationError(
-            f"ca_file: {one_line(ca_file)} cannot be read as PEM certificates",
-            advice="Name a readable PEM file, on every machine where releases run.",
-            field="ca_file",
-        ) from error
-
-
 async def _sendable(request: httpx.Request) -> None:
     """Refuse an invalid header of a signer, before httpcore logs it at debug level."""
     if any(re.search(rb"[\0\r\n]|^\s|\s$", value) for _, value in request.headers.raw):
@@ -333,7 +291,7 @@ def _refuse(
     sub_code = refusal.sub_code or None
     said = f": {one_line(refusal.msg)}" if refusal.msg else ""
     problem = f"the cloud refused {call}{said}"
-    retry_after = _seconds_to_wait(response.headers.get("Retry-After"))
+    retry_after = seconds_to_wait(response.headers.get("Retry-After"))
     details: dict[str, Any] = {**known, "code": sub_code, "retry_after": retry_after}
     error: RolloutError
     if status == 401:
@@ -357,21 +315,6 @@ def _refuse(
     else:
         error = RejectedError(problem, **details)
     raise error
-
-
-def _seconds_to_wait(value: str | None) -> float | None:
-    """Return the seconds to wait by a `Retry-After` header, which has seconds or an HTTP date."""
-    if value is None:
-        return None
-    if value.strip().isascii() and value.strip().isdigit():
-        return float(value.strip()[:9])
-    try:
-        until = parsedate_to_datetime(value)
-        if until.tzinfo is None:
-            until = until.replace(tzinfo=UTC)
-        return max(0.0, (until - datetime.now(UTC)).total_seconds())
-    except (ValueError, OverflowError):
-        return None
 
 
 @contextmanager
@@ -403,7 +346,7 @@ def _as_ours(call: str, **data: Any) -> Iterator[None]:
             f"the answer to {call} cannot be decoded: {one_line(error, 120)}", retryable=True, **data
         ) from error
     except httpx.TransportError as error:
-        if _untrusted(error):
+        if untrusted(error):
             raise ConfigurationError(
                 f"the cloud's certificate is not trusted: {one_line(error, 160)}",
                 advice="Name the file of your private CA in the block's ca_file.",
@@ -427,13 +370,3 @@ def _as_ours(call: str, **data: Any) -> Iterator[None]:
             field="signer",
             **data,
         ) from None
-
-
-def _untrusted(error: BaseException | None) -> bool:
-    seen: list[BaseException] = []  # the causes of an error that is raised again may lead back to it
-    while error is not None and error not in seen:
-        if isinstance(error, ssl.SSLCertVerificationError):
-            return True
-        seen.append(error)
-        error = error.__cause__ or error.__context__
-    return False

@@ -11,7 +11,7 @@ from pydantic import AliasPath, BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
 from prefect_rollout.errors import ClusterNotFoundError, UnreadableTemplateError, WorkloadError
-from prefect_rollout.ids import CamelCase, Count, Id, Lenient, first_mistake, usable_cluster
+from prefect_rollout.ids import CamelCase, Count, Id, Lenient, by_age, first_mistake, usable_cluster
 from prefect_rollout.release.workload import ListedRevision, Placement, Revision, Strategy, Workload, digest
 from prefect_rollout.text import one_line
 from prefect_rollout.verdict.status import Event, Pod, Status
@@ -59,6 +59,9 @@ class Deployment(CamelCase):
     app_id: Id | None = None
 
 
+_COMPLETE = "Complete the deployment's clusters and replicas in the cloud's console; nothing was written."
+
+
 def placement_of(workload: Workload, chosen: Sequence[str] | None) -> Placement:
     """Return the chosen clusters, or all, and their replicas, from the metaData of a deployment.
 
@@ -75,36 +78,43 @@ def placement_of(workload: Workload, chosen: Sequence[str] | None) -> Placement:
         if cluster not in known:
             raise ClusterNotFoundError.named(cluster, known, f"in the metaData of {name}")
     if not known:
-        raise WorkloadError(f"the metaData of {name} names no clusters")
+        raise WorkloadError(f"the metaData of {name} names no clusters", advice=_COMPLETE)
     asked = {cluster: meta.replicas_of(cluster) for cluster in known if not chosen or cluster in chosen}
     for cluster in asked:
         try:
             usable_cluster(cluster)
         except ValueError as error:
             raise WorkloadError(
-                f"the metaData names a cluster {one_line(cluster, 80)!r}, which is not a usable name: {error}"
+                f"the metaData names a cluster {one_line(cluster, 80)!r}, which is not usable: {error}",
+                advice=_COMPLETE,
             ) from error
     if unclear := [one_line(cluster, 80) for cluster, count in asked.items() if count is None]:
         raise WorkloadError(
-            f"the metaData of {name} has no replicas for {', '.join(unclear)}", clusters=unclear
+            f"the metaData of {name} has no replicas for {', '.join(unclear)}",
+            advice=_COMPLETE,
+            clusters=unclear,
         )
     replicas = {cluster: count for cluster, count in asked.items() if count is not None}
-    return Placement(replicas=replicas, in_place=meta.in_place, strategy=meta.strategy)
+    return Placement(
+        replicas=replicas, scalable=(1, 32), in_place=meta.in_place, strategy=meta.strategy
+    )  # of the contract
 
 
 def _meta_data(text: object) -> MetaData:
     if not isinstance(text, str) or not text.strip():
-        raise WorkloadError("the deployment's metaData is empty")
+        raise WorkloadError("the deployment's metaData is empty", advice=_COMPLETE)
     try:
         return MetaData.model_validate(from_json(text))
     except ValidationError as error:
         # Not pydantic's own text, which would show values of the metaData in the log.
         raise WorkloadError(
-            f"the deployment's metaData does not have the expected structure: {first_mistake(error)}"
+            f"the deployment's metaData does not have the expected structure: {first_mistake(error)}",
+            advice=_COMPLETE,
         ) from None
     except ValueError as error:
         raise WorkloadError(
-            f"the deployment's metaData is not readable JSON: {one_line(error, 120)}"
+            f"the deployment's metaData is not readable JSON: {one_line(error, 120)}",
+            advice=_COMPLETE,
         ) from error
 
 
@@ -186,7 +196,14 @@ class Template(CamelCase):
         # The id of the release that created the template ends its description.
         mark = re.search(rf"{re.escape(release_mark(''))}(\S+)\Z", self.description or "")
         made_by = mark[1] if mark else None
-        return Revision(id=self.id, images=images, digest=rest, problem=problem, made_by=made_by)
+        return Revision(
+            id=self.id,
+            images=images,
+            digest=rest,
+            problem=problem,
+            made_by=made_by,
+            age=by_age(self.id),
+        )
 
     @property
     def listed(self) -> ListedRevision:

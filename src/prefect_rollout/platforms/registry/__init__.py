@@ -1,0 +1,1 @@
+"""Image registries, by the OCI distribution API. Read only."""
