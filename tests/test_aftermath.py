@@ -1,5 +1,6 @@
 """Stopped runs: the state that they leave, and the offer of a retry."""
 
+import asyncio
 from typing import Any
 from uuid import uuid4
 
@@ -38,6 +39,7 @@ from prefect_rollout.release.aftermath import aftermath_of_release
 from prefect_rollout.release.report import render
 from prefect_rollout.release.request import Action
 from prefect_rollout.release.result import ClusterResult, Outcome, ReleaseResult
+from prefect_rollout.runs.endings import foreseen
 from prefect_rollout.verdict.diagnosis import Category, Diagnosis
 from prefect_rollout.verdict.verdict import ClusterVerdict, Ending, Verdict
 from support import kinds
@@ -332,3 +334,19 @@ def test_a_rollback_that_failed_is_told_in_the_report_over_mcp_and_in_a_batch() 
     assert "ImagePullError" in fields["diagnosis"].category
     assert "CrashLoopBackOff" in fields["cause"].category
     assert row("a", Stage.FAILED, error=error.to_dict()).why.startswith("ROLLBACK FAILED: after 5 s")
+
+
+async def test_an_error_that_hides_a_cancellation_is_that_cancellation() -> None:
+    async def cancelled() -> None:
+        try:
+            raise asyncio.CancelledError  # noqa: TRY301
+        except asyncio.CancelledError:
+            raise ValueError("Task run is not set")  # noqa: B904 - as Prefect raises it
+
+    async def broken() -> None:
+        raise ValueError("Task run is not set")
+
+    with pytest.raises(asyncio.CancelledError):
+        await foreseen(cancelled())
+    with pytest.raises(UnforeseenError):
+        await foreseen(broken())

@@ -30,12 +30,15 @@ ResultT = TypeVar("ResultT", ReleaseResult, BatchResult)
 
 
 async def foreseen(work: Awaitable[None]) -> None:
-    """Await `work`, and raise an unexpected error as `UnforeseenError`."""
+    """Await `work`, and raise an unexpected error as `UnforeseenError`, except if it hides a cancellation."""
     try:
         await work
     except RolloutError:
         raise
     except Exception as error:
+        # Prefect's engine raises a ValueError if a task is cancelled before its run is created.
+        if isinstance(error.__context__, asyncio.CancelledError):
+            raise error.__context__ from error
         raise UnforeseenError(f"unexpected {type(error).__name__}") from error
 
 
