@@ -22,7 +22,7 @@ from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.ids import first_mistake
 from prefect_rollout.platforms.container_cloud.client import ContainerCloudClient
 from prefect_rollout.platforms.container_cloud.exchange import Exchange, PathTable
-from prefect_rollout.platforms.http import host_of
+from prefect_rollout.platforms.http import host_of, is_local
 from prefect_rollout.release.images import registry_patterns
 from prefect_rollout.settings import cloud_environment
 from prefect_rollout.text import address, one_line, shown_address, with_scheme
@@ -157,7 +157,7 @@ class ContainerCloud(TargetBlock):
             raise ValueError("api_url: must be https://host, with an optional port and path")
         if url.username is not None or url.password is not None:
             raise ValueError("api_url: must not contain a user name or password")
-        if url.scheme == "http" and not self.allow_plain_http and not _is_local(self.api_url):
+        if url.scheme == "http" and not self.allow_plain_http and not is_local(self.api_url):
             raise ValueError(
                 "api_url: anyone on the network can read plain http://; use https://, or set allow_plain_http"
             )
@@ -245,7 +245,3 @@ class ContainerCloud(TargetBlock):
 
 def _place(api_url: str) -> tuple[str, str]:
     return host_of(api_url), urlsplit(api_url).path.rstrip("/")
-
-
-def _is_local(api_url: str) -> bool:
-    return host_of(api_url).partition(":")[0] == "localhost"

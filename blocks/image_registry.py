@@ -4,19 +4,16 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from ipaddress import ip_address
 from pathlib import Path
 from types import TracebackType
 from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-import httpx
 from prefect.blocks.abstract import CredentialsBlock
-from prefect.client.orchestration import get_client
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from pydantic import ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
 
-from prefect_rollout.blocks.load import load, shared
+from prefect_rollout.blocks.load import load, load_values, shared
 from prefect_rollout.errors import ConfigurationError
+from prefect_rollout.platforms.http import is_local
 from prefect_rollout.platforms.registry.client import RegistryClient
 from prefect_rollout.platforms.registry.credentials import Credentials, find_credentials
 from prefect_rollout.release.image_errors import RegistryUnreachableError
@@ -119,7 +116,7 @@ class ImageRegistry(CredentialsBlock):
             raise ValueError("username and password: give both, or neither for public images")
         if ":" in self.username or not self.username.isprintable():
             raise ValueError("username: must be printable and hold no colon")
-        if self.plain_http and not _loopback(self.host):
+        if self.plain_http and not is_local(f"//{self.host}"):
             raise ValueError("plain_http: anyone on the network could read the password; use https")
         return self
 
@@ -181,7 +178,7 @@ async def open_registry(registry: str, blocks: Sequence[str] = ()) -> RegistryCl
     return RegistryClient(
         registry,
         credentials=known,
-        plain_http=_loopback(registry),  # as `docker` does
+        plain_http=is_local(f"//{registry}"),  # as `docker` does
         connect_timeout_seconds=UNCONFIGURED_CONNECT_SECONDS,
         request_timeout_seconds=UNCONFIGURED_REQUEST_SECONDS,
     )
@@ -271,19 +268,9 @@ async def _load(named: str) -> ImageRegistry:
 
 async def _of_prefect_docker(name: str) -> ImageRegistry | None:
     """Return the registry of a block DockerRegistryCredentials; `None` if it is not saved."""
-    try:
-        async with get_client() as api:
-            document = await api.read_block_document_by_name(name, _DOCKER, include_secrets=True)
-    except ObjectNotFound:
+    given = await load_values(_DOCKER, name, field="image_registries")
+    if given is None:
         return None
-    except (httpx.TransportError, PrefectHTTPStatusError) as error:
-        raise ConfigurationError(
-            f"image_registries: the Prefect API did not return the block {_DOCKER}/{one_line(name, 120)}: "
-            f"{type(error).__name__}",
-            advice="Check PREFECT_API_URL and that the Prefect server runs.",
-            retryable=True,
-        ) from error
-    given = document.data
     try:
         return ImageRegistry(
             host=registry_of(str(given.get("registry_url") or "docker.io")),
@@ -296,11 +283,3 @@ async def _of_prefect_docker(name: str) -> ImageRegistry | None:
             advice="Check its registry URL, user name and password in the Prefect UI.",
             field="image_registries",
         ) from None  # the text may hold a value
-
-
-def _loopback(registry: str) -> bool:
-    host = httpx.URL(f"//{registry}").host
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False

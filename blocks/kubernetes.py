@@ -5,11 +5,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import httpx
-from prefect.client.orchestration import get_client
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, field_validator, model_validator
 
+from prefect_rollout.blocks.load import load_values
 from prefect_rollout.blocks.target import TargetBlock
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.ids import usable_cluster
@@ -205,22 +203,14 @@ def _credentials_login(name: str) -> Logins:
     shown = f"{_CREDENTIALS}/{one_line(name, 120)}"
 
     async def read() -> Config | None:
-        try:
-            async with get_client() as client:
-                saved = await client.read_block_document_by_name(name, _CREDENTIALS)
-        except ObjectNotFound as error:
+        saved = await load_values(_CREDENTIALS, name, field="clusters")
+        if saved is None:
             raise ConfigurationError(
                 f"there is no block {shown}",
                 advice="Save it with prefect-kubernetes, or name a kubeconfig context instead.",
                 field="clusters",
-            ) from error
-        except (httpx.TransportError, PrefectHTTPStatusError) as error:
-            raise ConfigurationError(
-                f"the Prefect API did not return the block {shown}: {type(error).__name__}",
-                advice="Check PREFECT_API_URL and that the Prefect server runs.",
-                retryable=True,
-            ) from error
-        if (found := saved.data.get("cluster_config")) is None:
+            )
+        if (found := saved.get("cluster_config")) is None:
             return None  # then prefect-kubernetes uses the service account or the kubeconfig, too
         content, context = found.get("config"), found.get("context_name")
         if not isinstance(content, Mapping) or not isinstance(context, str):

@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, Hashable, Iterator
+from collections.abc import Awaitable, Callable, Hashable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeVar
 
 import httpx
 from prefect.blocks.core import Block
+from prefect.client.orchestration import get_client
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 from pydantic import ValidationError
 
@@ -93,8 +94,27 @@ async def load_now(kind: type[B], name: str, *, field: str) -> B | None:
         # Any other ValueError means an unreadable response, not a problem of the block.
         if isinstance(error.__cause__, ObjectNotFound):
             return None
-        raise ConfigurationError(
-            f"{field}: the Prefect API did not return the block {block}: {type(error).__name__}",
-            advice="Check PREFECT_API_URL and that the Prefect server runs.",
-            retryable=True,
-        ) from error
+        raise _not_returned(block, field, error) from error
+
+
+async def load_values(slug: str, name: str, *, field: str) -> Mapping[str, Any] | None:
+    """Return the values of a saved block whose package need not be installed; `None` if it does not exist.
+
+    Raises:
+        ConfigurationError: (retryable) the Prefect API did not return it.
+    """
+    try:
+        async with get_client() as client:
+            return (await client.read_block_document_by_name(name, slug)).data
+    except ObjectNotFound:
+        return None
+    except (httpx.TransportError, PrefectHTTPStatusError) as error:
+        raise _not_returned(f"{slug}/{one_line(name, 120)}", field, error) from error
+
+
+def _not_returned(block: str, field: str, error: Exception) -> ConfigurationError:
+    return ConfigurationError(
+        f"{field}: the Prefect API did not return the block {block}: {type(error).__name__}",
+        advice="Check PREFECT_API_URL and that the Prefect server runs.",
+        retryable=True,
+    )

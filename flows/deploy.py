@@ -9,6 +9,7 @@ from prefect import flow
 from prefect_rollout.errors import InputError, LockLostError, RolloutError
 from prefect_rollout.flows.rollback import roll_back
 from prefect_rollout.ids import Id
+from prefect_rollout.platforms.port import revision_groups
 from prefect_rollout.release.image_facts import image_warnings
 from prefect_rollout.release.parameters import takes
 from prefect_rollout.release.plan import ReleasePlan
@@ -94,12 +95,11 @@ async def _prepare(run: Run, request: ReleaseRequest, *, lock: bool) -> _Prepare
     baseline: dict[str, Baseline] = {}
     result.notes, result.images, result.checked = [], {}, []
     ran = partial(images_that_ran, run.workload, target=target)
-    groups = run.platform.groups(run.clusters)
-    for group in groups:
+    for group, where in revision_groups(run.platform, run.clusters):
         template = await run.reading(get_template)(
             run.workload,
             request.template_id,
-            cluster=group[0] if len(groups) > 1 else None,
+            cluster=where,
             release_id=result.release_id,
             target=target,
         )

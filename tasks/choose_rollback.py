@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator, Mapping
 from prefect_rollout.blocks import open_target
 from prefect_rollout.errors import NoPreviousTemplateError, TemplateNotFoundError
 from prefect_rollout.ids import Id
-from prefect_rollout.platforms.port import Platform
+from prefect_rollout.platforms.port import Platform, revision_groups
 from prefect_rollout.release.revisions import Choice, Known, choose, shortened, taken_anyway
 from prefect_rollout.release.workload import Baseline, Chosen, Revision, Workload
 from prefect_rollout.runs.records import known_here
@@ -52,9 +52,7 @@ async def choose_rollback(
             choices = await _previous(platform, workload, online)
         else:
             choices = {}
-            groups = platform.groups(list(online))
-            for group in groups:
-                where = group[0] if len(groups) > 1 else None
+            for group, where in revision_groups(platform, list(online)):
                 revision = await platform.revision(workload, to_template, where)
                 known = await _known_of(platform, workload, revision, None)
                 for cluster in group:

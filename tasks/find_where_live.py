@@ -8,6 +8,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect_rollout.blocks import open_target
 from prefect_rollout.errors import TemplateNotFoundError
 from prefect_rollout.ids import same_id
+from prefect_rollout.platforms.port import revision_groups
 from prefect_rollout.release.workload import Revision, Workload
 from prefect_rollout.runs.records import known_here
 from prefect_rollout.runs.step import step
@@ -27,9 +28,7 @@ async def find_where_live(
     published: set[str] = set()
     wanted: dict[str, Revision] = {}
     async with open_target(target) as platform:
-        groups = platform.groups(list(clusters))
-        for group in groups:
-            where = group[0] if len(groups) > 1 else None
+        for group, where in revision_groups(platform, list(clusters)):
             with suppress(TemplateNotFoundError):  # the next step says so
                 wanted |= dict.fromkeys(group, await platform.revision(workload, template_id, where))
         async for cluster, revision in platform.published(workload):

@@ -13,9 +13,9 @@ from prefect_rollout.errors import InputError
 from prefect_rollout.platforms.port import Platform
 from prefect_rollout.release.image_errors import ImageNotFoundError, RegistryError, UnsuitableImageError
 from prefect_rollout.release.image_facts import CheckedImage, image_warnings, pin_digest
-from prefect_rollout.release.images import Reference, is_reference, with_tag
+from prefect_rollout.release.images import CheckImages, Reference, is_reference, with_tag
 from prefect_rollout.release.newest import newest
-from prefect_rollout.release.request import CheckImages, NewestPolicy
+from prefect_rollout.release.request import NewestPolicy
 from prefect_rollout.release.revisions import why_not
 from prefect_rollout.release.workload import Revision, Workload
 from prefect_rollout.runs.records import known_here

@@ -20,7 +20,7 @@ from control_plane import ControlPlane
 
 
 class Fault(StrEnum):
-    """How an exchange is spoiled."""
+    """A fault that spoils an exchange."""
 
     RESET_BEFORE = "reset before the effect"
     RESET_AFTER = "reset after the effect"

@@ -297,6 +297,9 @@ def test_a_digest_is_added_where_it_is_known() -> None:
     assert with_digests(images, checked) == {"web": f"r/web:1@{NEW.digest}", "proxy": "r/proxy:1"}
     pinned = {"web": f"r/web:1@{NEW.digest}"}
     assert with_digests(pinned, checked) == pinned
+    # Another cluster runs another image in a container of that name.
+    checked.append(CheckedImage(container="web", image="r/web:0", digest=OLD.digest))
+    assert with_digests(images, checked)["web"] == f"r/web:1@{NEW.digest}"
 
 
 def test_a_policy_of_a_request_is_checked() -> None:

@@ -7,7 +7,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from prefect_rollout.errors import ConfigurationError
 from prefect_rollout.ids import first_mistake
-from prefect_rollout.release.request import CheckImages
+from prefect_rollout.release.images import CheckImages
 
 
 class _Settings(BaseSettings):

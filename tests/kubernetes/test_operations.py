@@ -1,4 +1,4 @@
-"""Releases on a real control plane as people meet them: what they name, and what they are told."""
+"""Releases on a real control plane: names of workloads, reports, errors and consent."""
 
 import asyncio
 import json

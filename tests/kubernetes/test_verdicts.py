@@ -1,4 +1,4 @@
-"""How releases end on a real control plane: green only if the pods run, red early and with the cause."""
+"""Verdicts on a real control plane: green only if the pods run, red early and with the cause."""
 
 import asyncio
 import time

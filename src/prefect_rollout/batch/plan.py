@@ -44,13 +44,13 @@ from prefect_rollout.batch.yaml_lines import Document, read_yaml
 from prefect_rollout.batch.yaml_lines import Path as FieldPath
 from prefect_rollout.errors import InputError
 from prefect_rollout.ids import Id
+from prefect_rollout.release.images import CheckImages
 from prefect_rollout.release.request import (
     DAY,
     DEFAULT_TARGET,
     ENVIRONMENT,
     ApprovalSeconds,
     Checked,
-    CheckImages,
     Cluster,
     FlowRequest,
     Image,

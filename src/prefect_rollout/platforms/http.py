@@ -33,6 +33,11 @@ def host_of(url: str) -> str:
     return host if parsed.port is None else f"{host}:{parsed.port}"
 
 
+def is_local(url: str) -> bool:
+    """Return whether an address is on this machine: requests to it pass no network."""
+    return host_of(url).partition(":")[0] == "localhost"
+
+
 @cache
 def _system_trust() -> ssl.SSLContext:
     """Return the system's trusted certificates. They are cached: loading takes longer than a request."""

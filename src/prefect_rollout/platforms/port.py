@@ -217,3 +217,12 @@ class Platform(AbstractAsyncContextManager["Platform"], Protocol):
     ) -> Applied:
         """Change the replicas of a cluster; it keeps the revision that is `online`."""
         ...
+
+
+def revision_groups(platform: Platform, clusters: Sequence[str]) -> list[tuple[list[str], str | None]]:
+    """Return the groups of clusters that share their revisions, each with the cluster to read them from.
+
+    That is `None` if all clusters share theirs.
+    """
+    groups = platform.groups(clusters)
+    return [(group, group[0] if len(groups) > 1 else None) for group in groups]

@@ -87,9 +87,9 @@ class CheckedImage(BaseModel):
     problem: str = Field(default="", description="Why the image may not run, as a clause; else empty.")
 
     @classmethod
-    def of(cls, container: str, facts: ImageFacts, now: datetime, choice: str = "") -> Self:
+    def of(cls, container: str, facts: ImageFacts, now: datetime) -> Self:
         """Return the image of a container with its facts."""
-        return cls(container=container, **facts.model_dump(), days_old=facts.days_old(now), choice=choice)
+        return cls(container=container, **facts.model_dump(), days_old=facts.days_old(now))
 
     @property
     def age(self) -> str:
@@ -134,9 +134,9 @@ def image_notes(checked: Sequence[CheckedImage]) -> Iterator[str]:
 
 def with_digests(images: Mapping[str, str], checked: Sequence[CheckedImage]) -> dict[str, str]:
     """Return `images` by container, with the digests that were read."""
-    digests = {each.container: each.digest for each in checked}
+    digests = {each.image: each.digest for each in checked}
     return {
-        container: f"{image}@{digests[container]}" if digests.get(container) and "@" not in image else image
+        container: f"{image}@{digest}" if (digest := digests.get(image)) and "@" not in image else image
         for container, image in images.items()
     }
 

@@ -5,12 +5,15 @@ Docker and the kubelet read images by the same grammar, github.com/distribution/
 
 import re
 from collections.abc import Collection, Iterable, Mapping
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
 from prefect_rollout.errors import InputError
 from prefect_rollout.text import one_line
 
 LONGEST_REPOSITORY = 255
+
+CheckImages = Literal["auto", "require", "warn", "off"]
+"""Effect of an image that its registry does not have; see `ReleaseRequest.check_images`."""
 
 EXAMPLE = "registry.example/team/web:1.2"
 

@@ -156,7 +156,8 @@ def release_plan(
     revisions that were skipped, and why; the chosen revisions in `unknown` have no release on record.
     `checked` has the images as their registries have them.
     """
-    digests = {each.container: each.digest for each in checked if each.digest}
+    # By image: clusters may run different images in containers of one name.
+    digests = {each.image: each.digest for each in checked if each.digest}
     facts = {
         "action": action.value,
         "platform": platform,

@@ -17,7 +17,7 @@ from pydantic_core import PydanticCustomError
 
 from prefect_rollout.errors import InputError
 from prefect_rollout.ids import Id, first_mistake, usable_cluster, usable_id
-from prefect_rollout.release.images import usable_image
+from prefect_rollout.release.images import CheckImages, usable_image
 from prefect_rollout.text import one_line
 
 DAY = 86_400  # seconds
@@ -42,7 +42,6 @@ Image = Annotated[
 Reason = Annotated[str, Field(max_length=1000)]
 Order = Literal["together", "one-by-one"]
 OnFailure = Literal["stop", "rollback"]
-CheckImages = Literal["auto", "require", "warn", "off"]
 Seconds = Annotated[float, Field(ge=0, le=DAY, allow_inf_nan=False)]
 PollSeconds = Annotated[float, Field(ge=0.01, le=3600, allow_inf_nan=False)]
 PollAttempts = Annotated[int, Field(ge=1, le=100_000)]

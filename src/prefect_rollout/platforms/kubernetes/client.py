@@ -80,7 +80,7 @@ _WRITES = 5
 """Attempts of a conditional patch."""
 
 _CHECKS, _CHECK_SECONDS = 20, 0.25
-"""How often, and how many seconds apart, the controller is asked whether it has seen a change."""
+"""Checks, and seconds between them, that the controller has observed a change."""
 
 
 class KubernetesClient:

@@ -110,29 +110,12 @@ class Connection:
             NotFoundError: there is no such object.
             ConfigurationError: the credentials cannot be loaded, or the server's certificate is not trusted.
         """
-        what = f"{method} {path}"
-        with self._as_ours(what):
-            async with (
-                asyncio.timeout(self._seconds),
-                self._send(method, path, query, body, content_type) as response,
-            ):
-                text = await response.aread()
-        if response.status_code >= 300:
-            self._refuse(what, response, text)
-        return Answer(self._object(what, text), _date(response))
+        response = await self._exchange(method, path, query, body, content_type)
+        return Answer(self._object(f"{method} {path}", response.content), _date(response))
 
     async def text(self, path: str, query: Mapping[str, str]) -> str:
         """Return a text, such as the output of a container."""
-        what = f"GET {path}"
-        with self._as_ours(what):
-            async with (
-                asyncio.timeout(self._seconds),
-                self._send("GET", path, query, None, "") as response,
-            ):
-                text = await response.aread()
-        if response.status_code >= 300:
-            self._refuse(what, response, text)
-        return text.decode("utf-8", "replace")
+        return (await self._exchange("GET", path, query)).content.decode("utf-8", "replace")
 
     async def items(self, path: str, query: Mapping[str, str] | None = None) -> Answer:
         """Return a whole list, page by page; `items` is never absent."""
@@ -176,6 +159,26 @@ class Connection:
                     yield event
 
     # ---- the wire ---------------------------------------------------------------------------
+
+    async def _exchange(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None,
+        body: Any = None,
+        content_type: str = "",
+    ) -> httpx.Response:
+        """Send one request and return its answer, which has been read and is no refusal."""
+        what = f"{method} {path}"
+        with self._as_ours(what):
+            async with (
+                asyncio.timeout(self._seconds),
+                self._send(method, path, query, body, content_type) as response,
+            ):
+                await response.aread()
+        if response.status_code >= 300:
+            self._refuse(what, response, response.content)
+        return response
 
     @asynccontextmanager
     async def _send(

@@ -26,7 +26,7 @@ NOT_READY = "ContainersNotReady"
 
 
 class Snapshot(NamedTuple):
-    """What a cluster holds of a workload.
+    """The objects of a workload in a cluster.
 
     Attributes:
         workload: the workload; `None` if it is gone.
@@ -169,7 +169,7 @@ def _name(found: Object) -> str:
 def _conditions(kind: Kind, workload: Object) -> list[StatusCondition]:
     """Return why the controller does not call the rollout complete, as `kubectl rollout status` does."""
     if not observed(workload):
-        return []  # the status is of before the change, and the generations say so
+        return []  # the status is older than the change, as the generations show
     status = workload.get("status") or {}
     found: list[StatusCondition] = []
     for each in status.get("conditions") or []:
@@ -309,8 +309,8 @@ def _container(status: Mapping[str, Any], lines: list[str] | None) -> ContainerS
         parts += [_end(ended), ended.get("message", "")]
         if ended.get("reason") == "OOMKilled" and reason in {None, "CrashLoopBackOff", "Error"}:
             reason = "OOMKilled"
-        elif reason in {"Error", "StartError", "ContainerCannotRun"}:
-            reason = "RunContainerError" if reason == "StartError" else reason
+        elif reason == "StartError":
+            reason = "RunContainerError"
     if reason in {"Completed", "PodInitializing", "ContainerCreating"}:
         reason = None
     return ContainerStatus(
